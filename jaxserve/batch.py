@@ -1,0 +1,88 @@
+"""The whole contract between scheduler and executor: numpy arrays of the shapes of a Bucket.
+
+Axis letters: T tokens in the step, B rows, W pages per row, V vocabulary, K top logprobs.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+NULL_PAGE = 0
+PADDING_SLOT = 0
+
+
+class Mode(Enum):
+    """EXTEND computes prompt tokens on top of a cached prefix; DECODE one token per row."""
+
+    EXTEND = "extend"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """One static shape.  In DECODE ``num_tokens == num_rows``."""
+
+    mode: Mode
+    num_tokens: int
+    num_rows: int
+    pages_per_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingArrays:
+    """Per-row sampling parameters; a padding row is greedy and samples nothing."""
+
+    samples: np.ndarray  # bool[B]; False for padding and for a chunk that is not a prompt's last
+    temperature: np.ndarray  # f32[B]; 0 = greedy
+    top_k: np.ndarray  # i32[B]; 0 = off
+    top_p: np.ndarray  # f32[B]; 1 = off
+    min_p: np.ndarray  # f32[B]; 0 = off
+    frequency_penalty: np.ndarray  # f32[B]; 0 = off
+    presence_penalty: np.ndarray  # f32[B]; 0 = off
+    repetition_penalty: np.ndarray  # f32[B]; 1 = off
+    seeds: np.ndarray  # u32[B, 2]; high and low word of the request's 64-bit seed
+    min_lens: np.ndarray  # i32[B]; stop ids are masked while kv_len < min_len; 0 = off
+    has_logit_bias: np.ndarray  # bool[B]
+    wants_logprobs: np.ndarray  # bool[B]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotInit:
+    """What a slot's past and its fixed logit changes are, when a sequence takes that slot.
+
+    Sent only for sequences with penalties, logit_bias or min_new_tokens; the device keeps
+    the token counts up to date from there on.
+    """
+
+    slot: int
+    prompt_ids: tuple[int, ...]
+    output_ids: tuple[int, ...]
+    stop_ids: tuple[int, ...]
+    logit_bias: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """One step, padded to ``bucket``.  Padding points at page 0 and slot 0, never at -1."""
+
+    bucket: Bucket
+    token_ids: np.ndarray  # i32[T]; EXTEND only: DECODE reads last_tokens[row_slots]
+    positions: np.ndarray  # i32[T]
+    write_slots: np.ndarray  # i32[T]; page * page_size + offset; padding 0
+    page_table: np.ndarray  # i32[B, W]; padding 0
+    kv_lens: np.ndarray  # i32[B]; including this step's tokens; padding 0
+    q_starts: np.ndarray  # i32[B + 1]; row b owns tokens [q_starts[b], q_starts[b + 1])
+    row_slots: np.ndarray  # i32[B]; padding 0
+    sampling: SamplingArrays
+    slot_inits: tuple[SlotInit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step sampled.  The logprob arrays are None when no row asked for them."""
+
+    token_ids: np.ndarray  # i32[B]
+    logprobs: np.ndarray | None = None  # f32[B]
+    top_logprobs: np.ndarray | None = None  # f32[B, K]
+    top_token_ids: np.ndarray | None = None  # i32[B, K]

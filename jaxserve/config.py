@@ -1,0 +1,162 @@
+"""How the engine runs (``EngineConfig``) and where it is served (``ServerConfig``).
+
+Both are frozen.  ``resolve`` is the only place that fills a ``None`` or an ``"auto"``; nothing
+re-reads a flag or the environment after it.
+"""
+
+from dataclasses import dataclass, replace
+
+from jaxserve.errors import ConfigError
+from jaxserve.model_config import ModelConfig
+
+GIB = 2**30
+CHUNKED_PREFILL_OFF = -1
+SCHEDULE_POLICIES = ("fcfs", "lpm", "priority")
+DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half")
+LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
+SAMPLING_DEFAULTS = ("model", "openai")
+API_COMPATS = ("0.5", "0.3")
+CPU_TOKEN_PADDINGS = (32, 128)  # and the chunk size
+CPU_ROW_PADDINGS = (2, 8, 16, 32)  # and the maximum
+ATTENTION_BACKENDS = ("auto", "xla", "reference")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What to serve and how.  Field name = flag name with underscores.
+
+    ``None`` and ``"auto"`` are filled by ``resolve``; every other value is taken as given.
+    """
+
+    model_path: str | None = None  # None = the embedded demo model
+    tokenizer_path: str | None = None
+    load_format: str = "auto"
+    revision: str | None = None
+    download_dir: str | None = None
+    dtype: str = "auto"
+    context_length: int | None = None
+    chat_template: str | None = None  # a .jinja file
+    mem_fraction_static: float | None = None
+    max_total_tokens: int | None = None
+    max_running_requests: int | None = None
+    max_queued_requests: int | None = None  # None = unlimited
+    chunked_prefill_size: int | None = None  # tokens; -1 = whole prompts
+    prefill_max_requests: int | None = None
+    precompile_token_paddings: tuple[int, ...] | None = None  # token sizes of EXTEND buckets
+    precompile_bs_paddings: tuple[int, ...] | None = None  # row counts of DECODE buckets
+    page_size: int = 16
+    schedule_policy: str = "fcfs"
+    max_extends_per_decode: int | None = None  # extend steps in a row while rows wait to decode
+    disable_radix_cache: bool = False
+    disable_overlap_schedule: bool = False
+    attention_backend: str = "auto"
+    random_seed: int | None = None
+    decode_log_interval: int = 40
+    compilation_cache_dir: str | None = None  # None = the user's cache folder; "" = off
+    skip_server_warmup: bool = False
+    weight_version: str = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Where and under which name the model is served."""
+
+    host: str = "127.0.0.1"
+    port: int = 30000
+    served_model_name: str | None = None
+    api_key: str | None = None
+    log_level: str = "info"
+    enable_metrics: bool = True
+    enable_cache_report: bool = False
+    sampling_defaults: str = "model"  # "model": generation_config.json; "openai": 1.0, 1.0, off
+    api_compat: str = "0.5"  # "0.3": /get_model_info has exactly the two keys of SGLang 0.3
+    stream_interval: int = 1  # tokens per streamed event
+    max_body_bytes: int = 64 * 2**20
+    drain_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """What ``resolve`` must know of the device, as plain numbers, so that it needs no jax."""
+
+    platform: str  # "cpu" or "cuda"
+    name: str
+    free_bytes: int
+    num_cores: int
+
+
+def resolve(config: EngineConfig, model: ModelConfig, device: DeviceInfo) -> EngineConfig:
+    """Return ``config`` without a ``None`` or an ``"auto"`` that steers the engine.
+
+    Raises:
+        ConfigError: a value that this model or device cannot be served with.
+    """
+    _check(config, model)
+    is_cpu = device.platform == "cpu"
+    context_length = config.context_length or model.context_len
+    chunk = config.chunked_prefill_size
+    if chunk is None:
+        chunk = 512 if is_cpu else 8192
+    if chunk == CHUNKED_PREFILL_OFF:
+        chunk = context_length
+    chunk = max(config.page_size, min(chunk, _round_up(context_length, config.page_size)))
+    max_running = config.max_running_requests or (64 if is_cpu else 256)
+    dtype = {"half": "float16", "float": "float32"}.get(config.dtype, config.dtype)
+    if dtype == "auto":
+        dtype = "bfloat16" if is_cpu else model.dtype
+    token_paddings, row_paddings = config.precompile_token_paddings, config.precompile_bs_paddings
+    if is_cpu and token_paddings is None:
+        token_paddings = CPU_TOKEN_PADDINGS
+    if is_cpu and row_paddings is None:
+        # XLA:CPU multiplies one row with bf16 weights 10x slower than two
+        row_paddings = CPU_ROW_PADDINGS if dtype != "float32" else (1, *CPU_ROW_PADDINGS)
+    return replace(
+        config,
+        context_length=context_length,
+        dtype=dtype,
+        chunked_prefill_size=_round_up(chunk, config.page_size),
+        max_running_requests=max_running,
+        prefill_max_requests=config.prefill_max_requests or min(max_running, 8 if is_cpu else 64),
+        max_extends_per_decode=config.max_extends_per_decode or 8,
+        precompile_token_paddings=token_paddings,
+        precompile_bs_paddings=row_paddings,
+        mem_fraction_static=config.mem_fraction_static or (0.25 if is_cpu else 0.88),
+        attention_backend="xla" if config.attention_backend == "auto" else config.attention_backend,
+    )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _check(config: EngineConfig, model: ModelConfig) -> None:
+    _one_of("--schedule-policy", config.schedule_policy, SCHEDULE_POLICIES)
+    _one_of("--dtype", config.dtype, DTYPES)
+    _one_of("--load-format", config.load_format, LOAD_FORMATS)
+    _one_of("--attention-backend", config.attention_backend, ATTENTION_BACKENDS)
+    if config.page_size < 1 or config.page_size & (config.page_size - 1):
+        raise ConfigError(f"--page-size must be a power of two, got {config.page_size}")
+    if config.context_length is not None and not 1 <= config.context_length <= model.context_len:
+        raise ConfigError(
+            f"--context-length {config.context_length} is outside [1, {model.context_len}], the "
+            "model's own context; choose a value inside it or leave the flag away"
+        )
+    fraction = config.mem_fraction_static
+    if fraction is not None and not 0.0 < fraction <= 1.0:
+        raise ConfigError(f"--mem-fraction-static must be in (0, 1], got {fraction}")
+    chunk = config.chunked_prefill_size
+    if chunk is not None and chunk != CHUNKED_PREFILL_OFF and chunk < config.page_size:
+        raise ConfigError(
+            f"--chunked-prefill-size must be -1 (off) or at least --page-size "
+            f"({config.page_size}), got {chunk}"
+        )
+    for name in ("max_running_requests", "prefill_max_requests", "max_extends_per_decode",
+                 "max_total_tokens", "max_queued_requests", "decode_log_interval"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
+def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{flag} must be one of {', '.join(allowed)}; got {value!r}")

@@ -1,0 +1,16 @@
+"""The only package that touches the device: numpy in, numpy out, one jitted call per step."""
+
+from jaxserve.executor.device import device_info, enable_compilation_cache
+from jaxserve.executor.kv_pool import MemoryPlan, plan_memory
+from jaxserve.executor.runner import ModelRunner, PendingStep, build_runner, make_model
+
+__all__ = [
+    "MemoryPlan",
+    "ModelRunner",
+    "PendingStep",
+    "build_runner",
+    "device_info",
+    "enable_compilation_cache",
+    "make_model",
+    "plan_memory",
+]

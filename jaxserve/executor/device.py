@@ -1,0 +1,69 @@
+"""What device there is, how much of it is free, and where compiled steps are kept."""
+
+import os
+from pathlib import Path
+
+import jax
+import psutil
+
+from jaxserve.config import DeviceInfo
+from jaxserve.errors import ConfigError
+
+_CGROUP_LIMITS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+
+
+def device_info() -> DeviceInfo:
+    """Describe the device that jax puts arrays on."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return DeviceInfo("cpu", device.device_kind, _free_host_bytes(), _num_cores())
+    platform = "cuda" if device.platform in ("gpu", "cuda") else device.platform
+    memory = device.memory_stats() or {}
+    free = int(memory.get("bytes_limit", 0)) - int(memory.get("bytes_in_use", 0))
+    if free <= 0:
+        raise ConfigError(
+            f"the {platform} device {device.device_kind} does not report its free memory; "
+            "free it, or run with JAX_PLATFORMS=cpu"
+        )
+    return DeviceInfo(platform, device.device_kind, free, _num_cores())
+
+
+def enable_compilation_cache(folder: str | None) -> str:
+    """Keep compiled steps in ``folder`` ("" = do not), so that the next start is quick.
+
+    Returns:
+        The folder in use, or "".
+    """
+    if folder == "":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return ""
+    if folder is None:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        folder = os.path.join(base, "jaxserve", "compiled")
+    os.makedirs(folder, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    return folder
+
+
+def _num_cores() -> int:
+    affinity = psutil.Process().cpu_affinity() if psutil.LINUX else None
+    return len(affinity) if affinity else os.cpu_count() or 1
+
+
+def _free_host_bytes() -> int:
+    """Memory that this process may still take: the machine's, or its container's if less."""
+    free = int(psutil.virtual_memory().available)
+    for limit_file, usage_file in _CGROUP_LIMITS:
+        if limit_file.is_file() and usage_file.is_file():
+            limit = limit_file.read_text().strip()
+            if limit.isdigit():
+                free = min(free, max(0, int(limit) - int(usage_file.read_text())))
+    return free

@@ -1,0 +1,211 @@
+"""The device side of a step: one jitted call, launched without waiting, fetched later."""
+
+import functools
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxserve.batch import PADDING_SLOT, Bucket, Mode, StepInputs, StepResult
+from jaxserve.config import DeviceInfo, EngineConfig
+from jaxserve.executor.kv_pool import DeviceState, kv_dtype, make_state
+from jaxserve.executor.packing import pack, packed_len, unpack
+from jaxserve.executor.sampler import Sampled, init_slot, record, sample, set_slot
+from jaxserve.executor.warmup import CompileCounter, compile_all
+from jaxserve.model_config import ModelConfig
+from jaxserve.models import AttnContext, Model, build_model
+from jaxserve.weights import ModelSource, load_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingStep:
+    """A step that runs or has run on the device."""
+
+    sampled: Sampled
+    wants_logprobs: bool
+
+    def fetch(self) -> StepResult:
+        """Wait for the step and bring its tokens to the host: the only call that blocks."""
+        token_ids = np.asarray(self.sampled.token_ids)
+        if not self.wants_logprobs:
+            return StepResult(token_ids)
+        return StepResult(
+            token_ids,
+            np.asarray(self.sampled.logprobs),
+            np.asarray(self.sampled.top_logprobs),
+            np.asarray(self.sampled.top_token_ids),
+        )
+
+
+class ModelRunner:
+    """Owns the weights, the device state and one executable per bucket."""
+
+    def __init__(
+        self,
+        model: Model,
+        leaves: Sequence[jax.Array],
+        state: DeviceState,
+        *,
+        buckets: tuple[Bucket, ...],
+        attention_backend: str,
+        num_compile_threads: int = 1,
+    ) -> None:
+        assert all(isinstance(leaf, jax.Array) for leaf in leaves), "a leaf is not on the device"
+        self._model = model
+        self._leaves = list(leaves)
+        self._state = state
+        self._attention_backend = attention_backend
+        self.compile_counter = CompileCounter()
+        self.num_traces = 0
+        started = time.monotonic()
+        self._steps: Mapping[Bucket, Any] = compile_all(
+            buckets, self.lower_step, num_threads=num_compile_threads
+        )
+        self._set_slot = self._compile_set_slot()
+        self.compile_s = time.monotonic() - started
+        self._run_each_once()
+        self.compile_counter.freeze()
+
+    @property
+    def num_buckets(self) -> int:
+        """Number of executables."""
+        return len(self._steps)
+
+    def launch(self, inputs: StepInputs) -> PendingStep:
+        """Enqueue one step and return at once; steps execute in the order of the calls."""
+        for init in inputs.slot_inits:
+            info, bias = init_slot(init, self._state.token_info.shape[1])
+            token_info, logit_bias = self._set_slot(
+                self._state.token_info, self._state.logit_bias, np.int32(init.slot), info, bias
+            )
+            self._state = DeviceState(
+                self._state.kv, self._state.last_tokens, token_info, logit_bias
+            )
+        self._state, sampled = self._steps[inputs.bucket](self._leaves, self._state, pack(inputs))
+        sampling = inputs.sampling
+        return PendingStep(sampled, bool((sampling.wants_logprobs & sampling.samples).any()))
+
+    def lower_step(self, bucket: Bucket) -> Any:
+        """Trace the step of one bucket, for compiling it or for looking at it."""
+        step = jax.jit(functools.partial(self._step, bucket), donate_argnums=1)
+        packed = jax.ShapeDtypeStruct((packed_len(bucket),), jnp.int32)
+        return step.lower(self._leaves, self._state, packed)
+
+    def _step(
+        self, bucket: Bucket, leaves: list[jax.Array], state: DeviceState, packed: jax.Array
+    ) -> tuple[DeviceState, Sampled]:
+        """embed → layers → logits of the rows → sample → last_tokens."""
+        self.num_traces += 1
+        inputs = unpack(packed, bucket)
+        is_decode = bucket.mode is Mode.DECODE
+        model = self._model.bind(leaves)
+        token_ids = state.last_tokens[inputs.row_slots] if is_decode else inputs.token_ids
+        context = AttnContext(
+            positions=inputs.positions,
+            write_slots=inputs.write_slots,
+            page_table=inputs.page_table,
+            kv_lens=inputs.kv_lens,
+            q_starts=inputs.q_starts,
+            is_decode=is_decode,
+            implementation=self._attention_backend,
+        )
+        hidden, kv = model(token_ids, state.kv, context)
+        if not is_decode:
+            last = jnp.maximum(inputs.q_starts[1:] - 1, 0)  # [B]; a padding row has no token
+            hidden = hidden[last]
+        sampled = sample(
+            model.logits(hidden),
+            inputs.sampling,
+            state.token_info,
+            state.logit_bias,
+            inputs.row_slots,
+            inputs.kv_lens,
+        )
+        samples = inputs.sampling.samples
+        slots = jnp.where(samples, inputs.row_slots, PADDING_SLOT)
+        new_state = DeviceState(
+            kv=kv,
+            last_tokens=state.last_tokens.at[slots].set(sampled.token_ids),
+            token_info=record(state.token_info, slots, sampled.token_ids, samples),
+            logit_bias=state.logit_bias,
+        )
+        return new_state, sampled
+
+    def _compile_set_slot(self) -> Any:
+        vocab_size = self._state.token_info.shape[1]
+        lowered = jax.jit(set_slot, donate_argnums=(0, 1)).lower(
+            self._state.token_info,
+            self._state.logit_bias,
+            jax.ShapeDtypeStruct((), jnp.int32),
+            jax.ShapeDtypeStruct((vocab_size,), jnp.int32),
+            jax.ShapeDtypeStruct((vocab_size,), jnp.float32),
+        )
+        return lowered.compile()
+
+    def _run_each_once(self) -> None:
+        """Run every executable on padding alone: first calls allocate and load code lazily."""
+        for bucket, step in self._steps.items():
+            packed = np.zeros(packed_len(bucket), np.int32)
+            self._state, sampled = step(self._leaves, self._state, packed)
+        jax.block_until_ready(sampled.token_ids)
+
+
+def make_model(config: EngineConfig, model_config: ModelConfig, platform: str) -> Model:
+    """The model that a resolved config asks for, without its weights."""
+    assert config.context_length is not None
+    # XLA:CPU has no bf16 arithmetic outside matrix products: it would convert around every op
+    act_dtype = jnp.dtype(jnp.float32) if platform == "cpu" else jnp.dtype(config.dtype)
+    return build_model(
+        model_config,
+        context_len=config.context_length,
+        dtype=jnp.dtype(config.dtype),
+        act_dtype=act_dtype,
+    )
+
+
+def build_runner(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    source: ModelSource,
+    device: DeviceInfo,
+    *,
+    num_pages: int,
+    buckets: tuple[Bucket, ...],
+) -> ModelRunner:
+    """Load the weights, allocate the state, compile the buckets.
+
+    Raises:
+        WeightLoadError: the checkpoint does not fit the model.
+    """
+    assert config.max_running_requests is not None
+    started = time.monotonic()
+    model = make_model(config, model_config, device.platform)
+    weights = load_weights(source, model_config, model.expected)
+    logger.info(
+        "Load weight end. type=%s, dtype=%s, %.2f s",
+        model_config.model_type,
+        config.dtype,
+        time.monotonic() - started,
+    )
+    state = make_state(
+        model_config,
+        num_pages=num_pages,
+        page_size=config.page_size,
+        num_slots=config.max_running_requests + 1,
+        dtype=kv_dtype(config, device.platform),
+    )
+    return ModelRunner(
+        model,
+        [weights[path] for path in model.paths],
+        state,
+        buckets=buckets,
+        attention_backend=config.attention_backend,
+        num_compile_threads=device.num_cores,
+    )

@@ -1,0 +1,67 @@
+"""Compile every bucket before the first request, and notice anything compiled after."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from jaxserve.batch import Bucket
+
+logger = logging.getLogger(__name__)
+
+_BACKEND_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class CompileCounter:
+    """Counts what the process compiles, by listening to jax; ``since_freeze`` should stay 0."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._frozen_at: int | None = None
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    @property
+    def since_freeze(self) -> int:
+        """Programs compiled after ``freeze``; 0 before it."""
+        return 0 if self._frozen_at is None else self.total - self._frozen_at
+
+    def freeze(self) -> None:
+        """From here on nothing should be compiled."""
+        self._frozen_at = self.total
+
+    def _listen(self, event: str, duration: float, **_: object) -> None:
+        if event != _BACKEND_COMPILE_EVENT:
+            return
+        self.total += 1
+        if self._frozen_at is not None:
+            logger.warning(
+                "a program was compiled after warm-up (%.2f s); every request waited for it",
+                duration,
+            )
+
+
+def compile_all(
+    buckets: Iterable[Bucket], lower: Callable[[Bucket], Any], *, num_threads: int
+) -> Mapping[Bucket, Any]:
+    """Compile ``lower(bucket)`` for every bucket, in parallel threads, with a progress bar.
+
+    Tracing and lowering hold the GIL and stay on this thread; compiling does not.
+    """
+    started = time.monotonic()
+    todo = tuple(buckets)
+    with (
+        ThreadPoolExecutor(num_threads, thread_name_prefix="compile") as pool,
+        tqdm(total=len(todo), desc="Compiling buckets", unit="bucket") as bar,
+    ):
+        futures = {}
+        for bucket in todo:
+            future = pool.submit(lower(bucket).compile)
+            future.add_done_callback(lambda _: bar.update())
+            futures[bucket] = future
+        compiled = {bucket: future.result() for bucket, future in futures.items()}
+    logger.info("compiled %d buckets in %.1f s", len(todo), time.monotonic() - started)
+    return compiled

@@ -1,0 +1,77 @@
+"""model_type → module.  ``build_model`` gives the pure-function form of a model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxserve.errors import ConfigError
+from jaxserve.model_config import ModelConfig
+from jaxserve.models.llama import Llama
+
+MODELS: dict[str, Callable[..., nnx.Module]] = {"llama": Llama}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model without its weights: what its leaves are, and how to call it with them.
+
+    ``paths[i]`` and ``specs[i]`` name and describe leaf i.  ``bind(leaves)`` is called inside a
+    trace and gives the nnx module over those leaves.
+    """
+
+    graph: nnx.GraphDef
+    treedef: jax.tree_util.PyTreeDef
+    paths: tuple[str, ...]
+    specs: tuple[jax.ShapeDtypeStruct, ...]
+
+    def bind(self, leaves: list[jax.Array]) -> nnx.Module:
+        """The module over ``leaves``; cheap, but only worth calling while tracing."""
+        return nnx.merge(self.graph, jax.tree.unflatten(self.treedef, leaves))
+
+    @property
+    def expected(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Path → shape and dtype, for the weight loader."""
+        return dict(zip(self.paths, self.specs, strict=True))
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all leaves."""
+        return sum(spec.size * spec.dtype.itemsize for spec in self.specs)
+
+
+def build_model(
+    config: ModelConfig, *, context_len: int, dtype: jnp.dtype, act_dtype: jnp.dtype
+) -> Model:
+    """Construct ``config``'s model abstractly: no memory is taken.
+
+    Args:
+        context_len: the served context; some rope scalings depend on it.
+        dtype: of the weights.
+        act_dtype: of the residual stream.
+
+    Raises:
+        ConfigError: a model_type that is not implemented.
+    """
+    if config.model_type not in MODELS:
+        raise ConfigError(
+            f"model_type {config.model_type!r} is not supported; supported: "
+            f"{', '.join(sorted(MODELS))}"
+        )
+    make = MODELS[config.model_type]
+    module = nnx.eval_shape(
+        lambda: make(config, context_len=context_len, dtype=dtype, act_dtype=act_dtype)
+    )
+    graph, state = nnx.split(module)
+    keyed, treedef = jax.tree_util.tree_flatten_with_path(state)
+    paths = tuple(".".join(_names(path)) for path, _ in keyed)
+    specs = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for _, leaf in keyed)
+    return Model(graph, treedef, paths, specs)
+
+
+def _names(path: tuple[object, ...]) -> list[str]:
+    """Key path of a leaf without the wrapper of the variable itself."""
+    names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+    return names

@@ -1,0 +1,166 @@
+"""What ``LLM.generate`` does with its arguments and its streams."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from jaxserve.errors import (
+    EngineDeadError,
+    InvalidRequestError,
+    JaxserveError,
+    OverloadedError,
+)
+from jaxserve.native_format import GenerateState
+from jaxserve.request import FinishReason, SamplingParams
+from jaxserve.sampling_dict import sampling_params_from_dict
+from jaxserve.text_stream import TextStream
+
+Prompt = str | Sequence[int]
+Sampling = SamplingParams | Mapping[str, Any] | None
+Body = dict[str, object]
+
+
+class Submit(Protocol):
+    """``LLM.submit``."""
+
+    async def __call__(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        n: int = 1,
+        clamp_max_new_tokens: bool | None = None,
+    ) -> list[TextStream]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One prompt, how it is sampled, and how often.
+
+    ``clamps=None``: whether max_new_tokens was asked for cannot be known.
+    """
+
+    prompt: Prompt
+    params: SamplingParams
+    n: int
+    clamps: bool | None
+
+
+def calls_of(
+    prompts: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling]
+) -> tuple[list[Call], bool]:
+    """The calls, and whether the answer is a list.
+
+    Raises:
+        InvalidRequestError: lists of different lengths, or a sampling dict that is wrong.
+    """
+    is_batch = not isinstance(prompts, str) and (
+        len(prompts) == 0 or not isinstance(prompts[0], int)
+    )
+    each_prompt: list[Any] = list(prompts) if is_batch else [prompts]
+    if isinstance(sampling, (list, tuple)):
+        each_sampling = list(sampling)
+    else:
+        each_sampling = [sampling] * len(each_prompt)
+    if len(each_sampling) != len(each_prompt):
+        raise InvalidRequestError(
+            f"{len(each_prompt)} prompts were given with {len(each_sampling)} sampling_params; "
+            "give one for all, or one per prompt"
+        )
+    calls = [
+        _call(prompt, params) for prompt, params in zip(each_prompt, each_sampling, strict=True)
+    ]
+    return calls, is_batch or any(call.n > 1 for call in calls)
+
+
+def _call(prompt: Prompt, sampling: Any) -> Call:
+    if isinstance(sampling, SamplingParams):
+        return Call(prompt, sampling, 1, None)
+    params, n = sampling_params_from_dict(sampling)
+    is_default = sampling is None or sampling.get("max_new_tokens") is None
+    return Call(prompt, params, n, is_default)
+
+
+async def final_bodies(submit: Submit, calls: Sequence[Call], weight_version: str) -> list[Body]:
+    """The finished answers, in the order of the prompts.
+
+    Raises:
+        JaxserveError: a prompt was refused, or the engine gave one up; the others are aborted.
+    """
+    streams = await _submit_all(submit, calls)
+    try:
+        chunks = await asyncio.gather(*(stream.result() for stream in streams))
+    finally:
+        _close(streams)
+    bodies = []
+    for stream, chunk in zip(streams, chunks, strict=True):
+        _check_not_failed(chunk.finish)
+        answer = _answer(stream, weight_version)
+        answer.add(chunk)
+        bodies.append(answer.body())
+    return bodies
+
+
+async def growing_bodies(
+    submit: Submit, calls: Sequence[Call], is_list: bool, weight_version: str
+) -> AsyncGenerator[Body, None]:
+    """Answers so far, one whenever a stream has grown; ``index`` tells which, in a list."""
+    streams = await _submit_all(submit, calls)
+    answers = [_answer(stream, weight_version) for stream in streams]
+    tasks = {asyncio.ensure_future(anext(stream)): i for i, stream in enumerate(streams)}
+    try:
+        while tasks:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                i = tasks.pop(task)
+                chunk = task.result()
+                _check_not_failed(chunk.finish)
+                answers[i].add(chunk)
+                if chunk.finish is None:
+                    tasks[asyncio.ensure_future(anext(streams[i]))] = i
+                yield answers[i].body() | ({"index": i} if is_list else {})
+    finally:
+        for task in tasks:
+            task.cancel()
+        _close(streams)
+
+
+async def _submit_all(submit: Submit, calls: Sequence[Call]) -> list[TextStream]:
+    streams: list[TextStream] = []
+    try:
+        for call in calls:
+            streams += await submit(
+                call.prompt, call.params, n=call.n, clamp_max_new_tokens=call.clamps
+            )
+    except JaxserveError:
+        _close(streams)
+        raise
+    return streams
+
+
+def _close(streams: Sequence[TextStream]) -> None:
+    for stream in streams:
+        stream.close()
+
+
+def _answer(stream: TextStream, weight_version: str) -> GenerateState:
+    return GenerateState(
+        stream.rid,
+        len(stream.prompt_ids),
+        stream.arrival_s,
+        weight_version=weight_version,
+        num_logprobs=stream.sampling.num_logprobs,
+    )
+
+
+def _check_not_failed(finish: FinishReason | None) -> None:
+    """Raise for a sequence that the engine gave up; an abort that was asked for has no status."""
+    if finish is None or finish.type != "abort" or finish.status_code is None:
+        return
+    message = finish.message or "Aborted"
+    if finish.status_code == InvalidRequestError.status:
+        raise InvalidRequestError(message)
+    if finish.status_code == OverloadedError.status:
+        raise OverloadedError(message)
+    raise EngineDeadError(message)

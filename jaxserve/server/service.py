@@ -1,0 +1,123 @@
+"""What the server needs of an LLM: ``jaxserve.llm.LLM`` has it, and so has a test's fake.
+
+Typed here rather than imported, so that the port can answer before JAX is loaded.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol
+
+from jaxserve.config import EngineConfig
+from jaxserve.metrics import EngineStats, Metrics
+from jaxserve.request import SamplingParams, TextChunk
+
+
+class TextStream(Protocol):
+    """One sequence being generated: iterate it, or await its ``result``, once."""
+
+    @property
+    def rid(self) -> str: ...
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def arrival_s(self) -> float:
+        """``time.perf_counter()`` when it was submitted."""
+
+    def __aiter__(self) -> AsyncIterator[TextChunk]:
+        """Chunks as they come; the last has a ``finish``."""
+
+    async def result(self) -> TextChunk:
+        """All of it as one chunk, at its end."""
+
+    def close(self) -> None:
+        """Abort the sequence unless it has finished.  Idempotent."""
+
+
+class ModelInfo(Protocol):
+    """What is known of the model being served."""
+
+    @property
+    def model_path(self) -> str: ...
+
+    @property
+    def tokenizer_path(self) -> str: ...
+
+    @property
+    def is_generation(self) -> bool: ...
+
+    @property
+    def context_len(self) -> int: ...
+
+    @property
+    def max_total_num_tokens(self) -> int: ...
+
+    @property
+    def max_req_input_len(self) -> int: ...
+
+    @property
+    def model_type(self) -> str: ...
+
+    @property
+    def architectures(self) -> tuple[str, ...]: ...
+
+    @property
+    def weight_version(self) -> str: ...
+
+    @property
+    def load_format(self) -> str: ...
+
+    @property
+    def generation_defaults(self) -> Mapping[str, object]:
+        """The sampling fields of the model's generation_config.json; empty if it has none."""
+
+
+class TextService(Protocol):
+    """The asynchronous half of ``jaxserve.llm.LLM``."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def config(self) -> EngineConfig: ...
+
+    @property
+    def metrics(self) -> Metrics: ...
+
+    @property
+    def is_healthy(self) -> bool: ...
+
+    @property
+    def num_open(self) -> int: ...
+
+    async def render_chat(
+        self,
+        messages: list[dict[str, object]],
+        *,
+        tools: list[dict[str, object]] | None = None,
+        chat_template_kwargs: dict[str, object] | None = None,
+        continue_final_message: bool = False,
+    ) -> tuple[int, ...]: ...
+
+    def decode_token(self, token_id: int) -> str: ...
+
+    async def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        rid: str | None = None,
+        n: int = 1,
+        priority: int = 0,
+        clamp_max_new_tokens: bool | None = None,
+    ) -> Sequence[TextStream]: ...
+
+    def abort(self, rid_prefix: str) -> None: ...
+
+    def abort_all(self) -> None: ...
+
+    async def flush_cache(self) -> bool: ...
+
+    def stats(self) -> EngineStats: ...
+
+    def shutdown(self) -> None: ...

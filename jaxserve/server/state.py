@@ -1,0 +1,103 @@
+"""What the handlers share: the LLM once it exists, and whether it may be asked for something."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from enum import Enum
+from importlib import metadata
+
+from aiohttp import web
+
+from jaxserve.config import ServerConfig
+from jaxserve.server.http_errors import NotServingError
+from jaxserve.server.service import TextService, TextStream
+
+
+class Phase(Enum):
+    """STARTING: no LLM yet.  DRAINING: what runs is finished, nothing new is taken."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+def _installed_version() -> str:
+    try:
+        return metadata.version("jaxserve")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+@dataclass(slots=True)
+class ServerState:
+    """The one mutable object of the HTTP layer; lives on the event loop only."""
+
+    config: ServerConfig
+    service: TextService | None = None
+    phase: Phase = Phase.STARTING
+    startup_s: float = 0.0
+    launch_command: str = ""
+    version: str = field(default_factory=_installed_version)
+    served_model_name: str = field(init=False, default="")
+
+    def ready(self, service: TextService) -> None:
+        """Start to serve ``service``."""
+        self.service = service
+        self.served_model_name = self.config.served_model_name or service.info.model_path
+        self.phase = Phase.READY
+
+    def drain(self) -> None:
+        """Take nothing new from now on."""
+        self.phase = Phase.DRAINING
+
+    @property
+    def is_serving(self) -> bool:
+        """True when a request sent now would be answered."""
+        return self.phase is Phase.READY and self.service is not None and self.service.is_healthy
+
+    @property
+    def llm(self) -> TextService:
+        """The LLM.
+
+        Raises:
+            NotServingError: the model is still loading.
+        """
+        if self.service is None:
+            raise NotServingError(
+                "The server is starting and its model is not loaded yet; try again when "
+                "GET /health answers 200."
+            )
+        return self.service
+
+    def check_accepts(self) -> None:
+        """Refuse work that is not taken now.
+
+        Raises:
+            NotServingError: the server is starting or shutting down.
+        """
+        if self.phase is Phase.DRAINING:
+            raise NotServingError("The server is shutting down; send the request to another one.")
+        _ = self.llm
+
+
+STATE: web.AppKey[ServerState] = web.AppKey("state", ServerState)
+
+
+class OpenStreams:
+    """The streams of one HTTP request, all closed when its handler ends for whatever reason."""
+
+    def __init__(self) -> None:
+        self.streams: list[TextStream] = []
+        self._stack = ExitStack()
+
+    def add(self, streams: Sequence[TextStream]) -> None:
+        """Own ``streams`` from here on."""
+        self.streams += streams
+        for stream in streams:
+            self._stack.callback(stream.close)
+
+    def __enter__(self) -> "OpenStreams":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()

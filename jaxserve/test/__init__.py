@@ -1,0 +1,1 @@
+"""What tutorials written for SGLang import from its ``test`` package."""

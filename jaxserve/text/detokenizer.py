@@ -1,0 +1,173 @@
+"""Token ids to text, one increment at a time.
+
+Whatever way a sequence is cut into pushes, the joined increments are the text of the whole
+sequence, up to the first stop string.  No increment holds half a character, nor the beginning of
+a stop string that the next token may complete.
+"""
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxserve.request import SamplingParams
+from jaxserve.text.tokenizer import Tokenizer
+
+_REPLACEMENT = "\ufffd"
+_PROMPT_WINDOW = 6  # at the prompt's end one token is enough, if it is no part of a character
+_MAX_HELD_TOKENS = 16  # more than any character has bytes: what is still broken stays broken
+
+
+@dataclass(frozen=True, slots=True)
+class Increment:
+    """New text; ``num_tokens`` of the pushed tokens count, fewer only when a stop matched."""
+
+    text: str
+    num_tokens: int
+    matched_stop: str | None = None
+
+
+class Detokenizer:
+    """The text of one sequence as it grows.
+
+    Args:
+        tokenizer: its vocabulary.
+        prompt_ids: the tokens before the first output token.
+        sampling: stop, no_stop_trim and skip_special_tokens are used.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_ids: Sequence[int], sampling: SamplingParams
+    ) -> None:
+        skipped = tokenizer.special_token_ids if sampling.skip_special_tokens else frozenset()
+        self._text: _TextSource = (
+            _ByteText(tokenizer, skipped)
+            if tokenizer.is_byte_level
+            else _WindowText(tokenizer, skipped, prompt_ids)
+        )
+        self._stops = _StopFinder(sampling.stop, sampling.no_stop_trim) if sampling.stop else None
+
+    def push(self, token_ids: Sequence[int], is_last: bool = False) -> Increment:
+        """Take the next tokens.  ``is_last`` gives out all that was held back."""
+        if self._stops is None:
+            return Increment(self._text.push(token_ids, is_last), len(token_ids))
+        increment = ""
+        for count, token_id in enumerate(token_ids, start=1):
+            text, matched = self._stops.push(self._text.push((token_id,), False))
+            increment += text
+            if matched is not None:
+                return Increment(increment, count, matched)
+        if not is_last:
+            return Increment(increment, len(token_ids))
+        text, matched = self._stops.push(self._text.push((), True))
+        return Increment(increment + text + self._stops.flush(), len(token_ids), matched)
+
+
+class _TextSource(Protocol):
+    def push(self, token_ids: Sequence[int], is_last: bool) -> str: ...
+
+
+class _ByteText:
+    """Byte-level vocabularies: a token is bytes wherever it stands, so no window is needed."""
+
+    def __init__(self, tokenizer: Tokenizer, skipped: frozenset[int]) -> None:
+        self._token_bytes = tokenizer.token_bytes
+        self._skipped = skipped
+        # Keeps an incomplete character until the next call, and replaces broken ones as the
+        # Rust decoder does (https://www.unicode.org/versions/latest/core-spec/chapter-3/#G66453).
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def push(self, token_ids: Sequence[int], is_last: bool) -> str:
+        data = b"".join(
+            [self._token_bytes(token) for token in token_ids if token not in self._skipped]
+        )
+        return self._decode(data, is_last)
+
+
+class _WindowText:
+    """Any vocabulary: decode the tokens of the last increment again, together with the new ones.
+
+    What the first of them (the context) decodes to alone is cut off the front; so spaces and
+    byte-fallback runs come out as they do inside the whole text.  A run of broken bytes may differ
+    from a one-shot decode, which withdraws good characters in front of it.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, skipped: frozenset[int], prompt_ids: Sequence[int]
+    ) -> None:
+        self._decode = tokenizer.decode
+        self._skipped = skipped
+        self._context = self._end_of(prompt_ids)
+        self._context_text = self._decode(self._context, False)
+        self._new: list[int] = []
+
+    def push(self, token_ids: Sequence[int], is_last: bool) -> str:
+        self._new += self._kept(token_ids)
+        if not self._new:
+            return ""
+        text = self._decode(self._context + self._new, False)
+        if text.endswith(_REPLACEMENT) and not is_last and len(self._new) < _MAX_HELD_TOKENS:
+            return ""
+        increment = text[len(self._context_text) :]
+        self._context, self._new = self._new, []
+        self._context_text = self._decode(self._context, False)
+        return increment
+
+    def _end_of(self, prompt_ids: Sequence[int]) -> list[int]:
+        """The last tokens of the prompt that are whole characters.
+
+        Half a character would break the byte-fallback run that the output continues.
+        """
+        kept = self._kept(prompt_ids[-_PROMPT_WINDOW:])
+        for start in range(len(kept) - 1, -1, -1):
+            if _REPLACEMENT not in self._decode(kept[start:], False):
+                return kept[start:]
+        return []
+
+    def _kept(self, token_ids: Sequence[int]) -> list[int]:
+        return [token for token in token_ids if token not in self._skipped]
+
+
+class _StopFinder:
+    """Finds the stop string that ends first, as if the text came character by character.
+
+    Of several that end at the same character, the longest counts.
+    """
+
+    def __init__(self, stops: Sequence[str], keeps_stop: bool) -> None:
+        self._stops = stops
+        self._keeps_stop = keeps_stop
+        self._held = ""  # the longest end of the text that begins a stop string
+
+    def push(self, text: str) -> tuple[str, str | None]:
+        """Return what may be given out, and the stop string that was found."""
+        if not text:
+            return "", None
+        pending = self._held + text
+        found = [
+            (start + len(stop), start, stop)
+            for stop in self._stops
+            if (start := pending.find(stop)) >= 0
+        ]
+        if found:
+            end, start, stop = min(found)
+            self._held = ""
+            return pending[: end if self._keeps_stop else start], stop
+        held_from = min(_held_from(pending, stop) for stop in self._stops)
+        self._held = pending[held_from:]
+        return pending[:held_from], None
+
+    def flush(self) -> str:
+        """Give out what was held back: no more text can come."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _held_from(text: str, stop: str) -> int:
+    """Where the longest end of ``text`` that begins ``stop`` starts; len(text) if none does."""
+    start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while start >= 0:
+        if stop.startswith(text[start:]):
+            return start
+        start = text.find(stop[0], start + 1)
+    return len(text)

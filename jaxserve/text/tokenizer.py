@@ -1,0 +1,193 @@
+"""Text to token ids and back, from a Hugging Face folder or a .gguf file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+from tokenizers import decoders
+from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+from jaxserve.errors import ConfigError, InvalidRequestError
+from jaxserve.gguf_header import read_gguf_header
+from jaxserve.text.gguf_vocab import build_vocab
+
+_FIRST_UNPRINTABLE = 256  # where GPT-2's alphabet puts the bytes that have no printable character
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Character of a byte-level token → the byte it stands for.
+
+    GPT-2's map (https://github.com/openai/gpt-2/blob/master/src/encoder.py): printable Latin-1
+    stands for itself, the other 68 bytes follow from U+0100 on.
+    """
+    alphabet = {chr(b): b for b in (*range(33, 127), *range(161, 173), *range(174, 256))}
+    others = [b for b in range(256) if chr(b) not in alphabet]
+    return alphabet | {chr(_FIRST_UNPRINTABLE + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+class Tokenizer:
+    """A vocabulary with its special tokens and chat template.  Safe to share between threads.
+
+    Encoding and decoding go straight to the Rust tokenizer: transformers' own ``__call__`` gives
+    the same ids, sets truncation on the shared object and takes several times as long.
+    """
+
+    def __init__(
+        self, transformers_tokenizer: PreTrainedTokenizerFast, eos_token_ids: Sequence[int] = ()
+    ) -> None:
+        self._transformers = transformers_tokenizer
+        self._rust = transformers_tokenizer.backend_tokenizer
+        self._rust.no_truncation()
+        self._rust.no_padding()
+        self._special_ids = frozenset(
+            token_id
+            for token_id, token in self._rust.get_added_tokens_decoder().items()
+            if token.special
+        )
+        own = transformers_tokenizer.eos_token_id
+        self._eos_token_ids = tuple(
+            dict.fromkeys([*eos_token_ids, *([] if own is None else [own])])
+        )
+        self._is_byte_level = isinstance(self._rust.decoder, decoders.ByteLevel)
+        self._token_bytes: dict[int, bytes] = {}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included; a model's own may be larger (padding)."""
+        return self._rust.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a sequence: the tokenizer's and those its files add."""
+        return self._eos_token_ids
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that starts a text, if there is one."""
+        return self._transformers.bos_token_id
+
+    @property
+    def special_token_ids(self) -> frozenset[int]:
+        """What ``skip_special_tokens`` leaves out."""
+        return self._special_ids
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source used without tools; None when there is no template."""
+        template = self._transformers.chat_template
+        return template.get("default") if isinstance(template, dict) else template
+
+    @property
+    def is_byte_level(self) -> bool:
+        """True when the text of a sequence is just the joined ``token_bytes`` as UTF-8."""
+        return self._is_byte_level
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of ``text``; special tokens written out in it are recognised.
+
+        Raises:
+            InvalidRequestError: ``text`` holds half of a surrogate pair, so it is not Unicode.
+        """
+        try:
+            return self._rust.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError as error:
+            raise InvalidRequestError(
+                "the text holds a lone surrogate (such as \\ud800), which is not valid Unicode; "
+                "send whole characters"
+            ) from error
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of ``token_ids``; bytes that are not UTF-8 become U+FFFD."""
+        return self._rust.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token of a byte-level vocabulary; an unknown id has none."""
+        known = self._token_bytes.get(token_id)
+        if known is not None:
+            return known
+        token = self._rust.id_to_token(token_id) or ""
+        if all(character in _BYTE_OF for character in token):
+            found = bytes(_BYTE_OF[character] for character in token)
+        else:  # an added token written in plain characters
+            found = token.encode()
+        self._token_bytes[token_id] = found
+        return found
+
+    def apply_template(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+        """transformers' ``apply_chat_template``, as text.  Raises whatever the template raises."""
+        text = self._transformers.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, **variables
+        )
+        assert isinstance(text, str)
+        return text
+
+
+def load_tokenizer(path: Path, chat_template_file: str | None = None) -> Tokenizer:
+    """Load the tokenizer beside a checkpoint.
+
+    Args:
+        path: a Hugging Face folder with a tokenizer.json, or a .gguf file.
+        chat_template_file: a Jinja file that replaces the checkpoint's own chat template.
+
+    Raises:
+        ConfigError: nothing there that can be read; says what to do.
+    """
+    template = None if chat_template_file is None else _read_template(Path(chat_template_file))
+    eos_token_ids: tuple[int, ...] = ()
+    if path.is_dir():
+        transformers_tokenizer = _load_folder(path)
+    elif path.suffix == ".gguf":
+        transformers_tokenizer, eos_token_ids = _load_gguf(path)
+    else:
+        raise ConfigError(
+            f"no tokenizer at {path}: --tokenizer-path takes a folder with a tokenizer.json, "
+            "or a .gguf file"
+        )
+    if template is not None:
+        transformers_tokenizer.chat_template = template
+    return Tokenizer(transformers_tokenizer, eos_token_ids)
+
+
+def _load_folder(folder: Path) -> PreTrainedTokenizerFast:
+    """Take tokenizer.json as it is.
+
+    AutoTokenizer would pick a class by name, and transformers 5 rebuilds some of those (GPT-2's,
+    which SmolLM2 names) from vocabulary and merges alone, losing the checkpoint's pre-tokenizer;
+    importing it also imports torch where that is installed.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise ConfigError(
+            f"{folder} has no tokenizer.json; write one with transformers' "
+            "AutoTokenizer.from_pretrained(…).save_pretrained(…), or name another folder with "
+            "--tokenizer-path"
+        )
+    try:
+        orjson.loads(file.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise ConfigError(f"{file} is damaged ({error}); fetch it again") from error
+    return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+
+
+def _load_gguf(path: Path) -> tuple[PreTrainedTokenizerFast, tuple[int, ...]]:
+    vocab = build_vocab(read_gguf_header(path).metadata, path)
+    transformers_tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=vocab.tokenizer,
+        chat_template=vocab.chat_template,
+        clean_up_tokenization_spaces=False,
+        **vocab.special_tokens,
+    )
+    return transformers_tokenizer, vocab.eos_token_ids
+
+
+def _read_template(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--chat-template takes a Jinja file; cannot read {file}: {error}"
+        ) from error

@@ -1,0 +1,187 @@
+"""The portable path: the ops in plain XLA, for CPUs and for GPUs without a kernel of ours.
+
+Both attentions walk the keys in blocks of pages with a running maximum and sum (online softmax,
+https://arxiv.org/abs/1805.02867), so that their time follows the tokens that exist and not the
+width of the page table: one bucket serves every context length.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.layout import KVLayout
+from pallas_kernels.reference import MASKED
+
+KV_BLOCK = 128  # tokens of a row brought in at a time
+QUERY_TILE = 64  # queries of a row worked on at a time
+
+
+def write_kv(
+    k_pages: jax.Array,  # [P, K, page_size, H]
+    v_pages: jax.Array,  # [P, K, page_size, H]
+    k: jax.Array,  # [T, K, H]
+    v: jax.Array,  # [T, K, H]
+    write_slots: jax.Array,  # i32[T]
+) -> tuple[jax.Array, jax.Array]:
+    """Store one key and value per token, in place when the pools are donated."""
+    page_size = KVLayout.of(k_pages).page_size
+    pages, offsets = write_slots // page_size, write_slots % page_size
+    return (
+        k_pages.at[pages, :, offsets].set(k.astype(k_pages.dtype), mode="promise_in_bounds"),
+        v_pages.at[pages, :, offsets].set(v.astype(v_pages.dtype), mode="promise_in_bounds"),
+    )
+
+
+def paged_decode_attention(
+    q: jax.Array,  # [B, N, H]
+    k_pages: jax.Array,  # [P, K, page_size, H]
+    v_pages: jax.Array,  # [P, K, page_size, H]
+    page_table: jax.Array,  # i32[B, W]
+    kv_lens: jax.Array,  # i32[B]; 0 for padding rows, whose output is 0
+    *,
+    scale: float,
+) -> jax.Array:  # [B, N, H], dtype of q
+    """One query per row; all rows advance together over blocks of ``KV_BLOCK`` tokens."""
+    layout = KVLayout.of(k_pages)
+    num_rows, num_heads, head_dim = q.shape
+    group = num_heads // layout.num_kv_heads
+    table, pages_per_block = _whole_blocks(page_table, layout.page_size)
+    block = pages_per_block * layout.page_size
+    queries = _scaled(q, scale, k_pages.dtype).reshape(
+        num_rows, layout.num_kv_heads, group, head_dim
+    )
+    offsets = jnp.arange(block, dtype=jnp.int32)
+
+    def attend(index: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        ids = lax.dynamic_slice(table, (0, index * pages_per_block), (num_rows, pages_per_block))
+        keys = _gather_tiles(k_pages, ids)  # [B, K, S, H]
+        values = _gather_tiles(v_pages, ids)
+        scores = jnp.einsum("bkgh,bksh->bkgs", queries, keys, preferred_element_type=jnp.float32)
+        visible = (offsets + index * block)[None, :] < kv_lens[:, None]  # [B, S]
+        values = jnp.where(visible[:, None, :, None], values, jnp.zeros((), values.dtype))
+        scores = jnp.where(visible[:, None, None, :], scores, MASKED)
+        return _accumulate(carry, scores, values, "bkgs,bksh->bkgh")
+
+    shape = (num_rows, layout.num_kv_heads, group)
+    num_blocks = (jnp.max(kv_lens) + block - 1) // block
+    out = _normalised(lax.fori_loop(0, num_blocks, attend, _empty(shape, head_dim)))
+    out = jnp.where((kv_lens > 0)[:, None, None, None], out, 0.0)
+    return out.reshape(q.shape).astype(q.dtype)
+
+
+def paged_extend_attention(
+    q: jax.Array,  # [T, N, H]
+    k_pages: jax.Array,  # [P, K, page_size, H]
+    v_pages: jax.Array,  # [P, K, page_size, H]
+    page_table: jax.Array,  # i32[B, W]
+    kv_lens: jax.Array,  # i32[B]; including this step's tokens
+    q_starts: jax.Array,  # i32[B + 1]; row b owns queries [q_starts[b], q_starts[b + 1])
+    *,
+    scale: float,
+) -> jax.Array:  # [T, N, H], dtype of q; what tokens of no row hold is unspecified but finite
+    """Ragged causal attention, one tile of ``QUERY_TILE`` queries of one row at a time.
+
+    Rows lie one behind the other, and tiles are worked off in that order: what a row's last tile
+    writes beyond the row is overwritten by the row it belongs to.
+    """
+    layout = KVLayout.of(k_pages)
+    num_tokens, num_heads, head_dim = q.shape
+    tile = min(QUERY_TILE, num_tokens)
+    group = num_heads // layout.num_kv_heads
+    table, pages_per_block = _whole_blocks(page_table, layout.page_size)
+    block = pages_per_block * layout.page_size
+    queries = jnp.pad(_scaled(q, scale, k_pages.dtype), ((0, tile), (0, 0), (0, 0)))
+    q_lens = q_starts[1:] - q_starts[:-1]  # [B]
+    tile_ends = jnp.cumsum((q_lens + tile - 1) // tile, dtype=jnp.int32)  # [B]
+    tile_offsets = jnp.arange(tile, dtype=jnp.int32)
+    offsets = jnp.arange(block, dtype=jnp.int32)
+
+    def one_tile(index: jax.Array, out: jax.Array) -> jax.Array:
+        row = jnp.searchsorted(tile_ends, index, side="right").astype(jnp.int32)
+        nth = index - (tile_ends[row] - (q_lens[row] + tile - 1) // tile)
+        start = q_starts[row] + nth * tile
+        first_position = kv_lens[row] - q_lens[row] + nth * tile
+        mine = lax.dynamic_slice(queries, (start, 0, 0), (tile, num_heads, head_dim))
+        mine = mine.reshape(tile, layout.num_kv_heads, group, head_dim).transpose(1, 2, 0, 3)
+        positions = first_position + tile_offsets  # [Tq]
+
+        def attend(step: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            ids = lax.dynamic_slice(table, (row, step * pages_per_block), (1, pages_per_block))
+            keys = _gather_tiles(k_pages, ids)[0]  # [K, S, H]
+            values = _gather_tiles(v_pages, ids)[0]
+            kv_positions = offsets + step * block  # [S]
+            scores = jnp.einsum("kgth,ksh->kgts", mine, keys, preferred_element_type=jnp.float32)
+            visible = kv_positions[None, :] <= positions[:, None]  # [Tq, S]
+            written = kv_positions < kv_lens[row]
+            values = jnp.where(written[None, :, None], values, jnp.zeros((), values.dtype))
+            scores = jnp.where((visible & written[None, :])[None, None], scores, MASKED)
+            return _accumulate(carry, scores, values, "kgts,ksh->kgth")
+
+        last_position = jnp.minimum(first_position + tile, kv_lens[row])
+        num_blocks = (last_position + block - 1) // block
+        shape = (layout.num_kv_heads, group, tile)
+        done = _normalised(lax.fori_loop(0, num_blocks, attend, _empty(shape, head_dim)))
+        done = done.transpose(2, 0, 1, 3).reshape(tile, num_heads, head_dim)
+        return lax.dynamic_update_slice(out, done, (start, 0, 0))
+
+    out = jnp.zeros((num_tokens + tile, num_heads, head_dim), jnp.float32)
+    out = lax.fori_loop(0, tile_ends[-1], one_tile, out)
+    return out[:num_tokens].astype(q.dtype)
+
+
+def _whole_blocks(page_table: jax.Array, page_size: int) -> tuple[jax.Array, int]:
+    """Pad the table with null pages to a multiple of the pages in a block."""
+    pages_per_row = page_table.shape[1]
+    pages_per_block = min(pages_per_row, max(1, KV_BLOCK // page_size))
+    missing = -pages_per_row % pages_per_block
+    return jnp.pad(page_table, ((0, 0), (0, missing))), pages_per_block
+
+
+def _gather_tiles(pages: jax.Array, ids: jax.Array) -> jax.Array:
+    """Tiles of the pages ``ids`` [B, W] as ``[B, K, W * page_size, H]``.
+
+    The pool is seen as [P * K, page_size * H]: XLA:CPU copies one long contiguous run per tile,
+    2x faster than gathering [P] pages and moving K in front of W.
+    """
+    layout = KVLayout.of(pages)
+    tile = layout.page_size * layout.head_dim
+    heads = jnp.arange(layout.num_kv_heads, dtype=jnp.int32)
+    index = ids[:, None, :] * layout.num_kv_heads + heads[None, :, None]  # [B, K, W]
+    flat = pages.reshape(layout.num_pages * layout.num_kv_heads, tile)
+    tiles = flat.at[index].get(mode="promise_in_bounds")  # [B, K, W, page_size * H]
+    rows, pages_per_row = ids.shape
+    return tiles.reshape(
+        rows, layout.num_kv_heads, pages_per_row * layout.page_size, layout.head_dim
+    )
+
+
+def _scaled(q: jax.Array, scale: float, dtype: jnp.dtype) -> jax.Array:
+    return (q.astype(jnp.float32) * scale).astype(dtype)
+
+
+def _empty(shape: tuple[int, ...], head_dim: int) -> tuple[jax.Array, ...]:
+    """Running maximum, running sum, unnormalised output."""
+    return (
+        jnp.full(shape, MASKED, jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros((*shape, head_dim), jnp.float32),
+    )
+
+
+def _accumulate(
+    carry: tuple[jax.Array, ...], scores: jax.Array, values: jax.Array, spec: str
+) -> tuple[jax.Array, ...]:
+    maximum, total, out = carry
+    new_maximum = jnp.maximum(maximum, scores.max(axis=-1))
+    weights = jnp.exp(scores - new_maximum[..., None])
+    decay = jnp.exp(maximum - new_maximum)
+    total = total * decay + weights.sum(axis=-1)
+    added = jnp.einsum(
+        spec, weights.astype(values.dtype), values, preferred_element_type=jnp.float32
+    )
+    return new_maximum, total, out * decay[..., None] + added
+
+
+def _normalised(carry: tuple[jax.Array, ...]) -> jax.Array:
+    _, total, out = carry
+    return out / jnp.maximum(total, 1e-30)[..., None]  # a row of length 0 divides 0 by this

@@ -1,0 +1,302 @@
+"""The sampler against a float64 numpy oracle: adjusted logits, greedy ids, logprobs, counts."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxserve import request
+from jaxserve.batch import SamplingArrays, SlotInit
+from jaxserve.executor import sampler
+
+DEFAULTS: dict[str, tuple[object, type]] = {
+    "samples": (True, np.bool_),
+    "temperature": (0.0, np.float32),
+    "top_k": (0, np.int32),
+    "top_p": (1.0, np.float32),
+    "min_p": (0.0, np.float32),
+    "frequency_penalty": (0.0, np.float32),
+    "presence_penalty": (0.0, np.float32),
+    "repetition_penalty": (1.0, np.float32),
+    "min_lens": (0, np.int32),
+    "has_logit_bias": (False, np.bool_),
+    "wants_logprobs": (False, np.bool_),
+}
+
+jitted_sample = jax.jit(sampler.sample)
+jitted_record = jax.jit(sampler.record, donate_argnums=0)
+jitted_set_slot = jax.jit(sampler.set_slot, donate_argnums=(0, 1))
+
+
+def make_arrays(num_rows: int, **values: object) -> SamplingArrays:
+    columns = {
+        name: np.broadcast_to(np.asarray(values.get(name, default), dtype), num_rows).copy()
+        for name, (default, dtype) in DEFAULTS.items()
+    }
+    return SamplingArrays(**columns, seeds=np.arange(2 * num_rows, dtype=np.uint32).reshape(-1, 2))
+
+
+def run(
+    logits: np.ndarray,
+    arrays: SamplingArrays,
+    inits: tuple[SlotInit, ...] = (),
+    kv_lens: np.ndarray | None = None,
+) -> sampler.Sampled:
+    """Row b has slot b + 1; slots without an init hold garbage, as a used slot would."""
+    num_rows, vocab_size = logits.shape
+    token_info = jnp.full((num_rows + 1, vocab_size), 7 | sampler.IN_PROMPT, jnp.int32)
+    bias = jnp.full((num_rows + 1, vocab_size), 99.0, jnp.float32)
+    for init in inits:
+        rows = sampler.init_slot(init, vocab_size)
+        token_info, bias = jitted_set_slot(token_info, bias, np.int32(init.slot), *rows)
+    if kv_lens is None:
+        kv_lens = np.full(num_rows, 5, np.int32)
+    row_slots = np.arange(1, num_rows + 1, dtype=np.int32)
+    sampling = sampler.sampling_from(arrays)
+    return jitted_sample(logits.astype(np.float32), sampling, token_info, bias, row_slots, kv_lens)
+
+
+def oracle_logits(
+    logits: np.ndarray, arrays: SamplingArrays, inits: tuple[SlotInit, ...], kv_lens: np.ndarray
+) -> np.ndarray:
+    """What temperature is applied to, one token at a time."""
+    adjusted = logits.astype(np.float64)
+    for row, init in enumerate(inits):
+        for token in range(logits.shape[1]):
+            x, count = adjusted[row, token], init.output_ids.count(token)
+            x -= arrays.frequency_penalty[row] * count
+            x -= arrays.presence_penalty[row] * (count > 0)
+            if count or token in init.prompt_ids:
+                factor = float(arrays.repetition_penalty[row])
+                x = x / factor if x > 0 else x * factor
+            if arrays.has_logit_bias[row]:
+                x += dict(init.logit_bias).get(token, 0.0)
+            if kv_lens[row] < arrays.min_lens[row] and token in init.stop_ids:
+                x = -np.inf
+            adjusted[row, token] = x
+    return adjusted
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max(axis=1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+
+def random_batch(
+    seed: int, num_rows: int, vocab_size: int
+) -> tuple[np.ndarray, SamplingArrays, tuple[SlotInit, ...], np.ndarray]:
+    rng = np.random.default_rng(seed)
+    logits = 3 * rng.standard_normal((num_rows, vocab_size)).astype(np.float32)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(rng.integers(0, vocab_size, count).tolist())
+
+    def sometimes(values: np.ndarray, off: float) -> np.ndarray:
+        return np.where(rng.random(num_rows) < 0.5, values, off)
+
+    inits = tuple(
+        SlotInit(
+            slot=row + 1,
+            prompt_ids=ids(20),
+            output_ids=ids(30),
+            stop_ids=(int(logits[row].argmax()), *ids(2), vocab_size + 5),
+            logit_bias=tuple((token, float(rng.normal())) for token in set(ids(5))),
+        )
+        for row in range(num_rows)
+    )
+    arrays = make_arrays(
+        num_rows,
+        temperature=sometimes(rng.uniform(0.2, 2.0, num_rows), 0.0),
+        top_k=1,
+        frequency_penalty=sometimes(rng.uniform(-2, 2, num_rows), 0.0),
+        presence_penalty=sometimes(rng.uniform(-2, 2, num_rows), 0.0),
+        repetition_penalty=sometimes(rng.uniform(0.5, 2, num_rows), 1.0),
+        has_logit_bias=rng.random(num_rows) < 0.5,
+        min_lens=rng.integers(0, 12, num_rows),
+        wants_logprobs=True,
+    )
+    return logits, arrays, inits, rng.integers(1, 12, num_rows).astype(np.int32)
+
+
+def test_constants_are_those_of_the_request_layer() -> None:
+    assert sampler.MAX_TOP_LOGPROBS == request.MAX_TOP_LOGPROBS
+    assert sampler.GREEDY_TEMPERATURE == request.GREEDY_TEMPERATURE
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_adjusted_logits_and_logprobs_equal_the_oracle(seed: int) -> None:
+    logits, arrays, inits, kv_lens = random_batch(seed, num_rows=12, vocab_size=90)
+    sampled = run(logits, arrays, inits, kv_lens)
+    adjusted = oracle_logits(logits, arrays, inits, kv_lens)
+    temperature = np.where(arrays.temperature == 0.0, 1.0, arrays.temperature)
+    expected = np.maximum(log_softmax(adjusted / temperature[:, None]), sampler.MIN_LOGPROB)
+    rows = np.arange(12)
+    np.testing.assert_array_equal(sampled.token_ids, adjusted.argmax(axis=1))
+    np.testing.assert_allclose(sampled.logprobs, expected[rows, sampled.token_ids], atol=2e-5)
+    order = np.argsort(-expected, axis=1, kind="stable")[:, : sampler.MAX_TOP_LOGPROBS]
+    np.testing.assert_array_equal(sampled.top_token_ids, order)
+    np.testing.assert_allclose(
+        sampled.top_logprobs, np.take_along_axis(expected, order, axis=1), atol=1e-4
+    )
+
+
+def test_neutral_rows_are_untouched_by_their_neighbours_and_by_a_used_slot() -> None:
+    logits, arrays, inits, kv_lens = random_batch(9, num_rows=6, vocab_size=90)
+    neutral = make_arrays(6)
+    mixed = SamplingArrays(
+        **{
+            name: np.where(np.arange(6) % 2, getattr(arrays, name), getattr(neutral, name))
+            for name in DEFAULTS
+        },
+        seeds=arrays.seeds,
+    )
+    sampled = run(logits, mixed, inits[1::2], kv_lens)
+    np.testing.assert_array_equal(sampled.token_ids[::2], logits[::2].argmax(axis=1))
+    assert not np.any(sampled.top_logprobs[::2]) and not np.any(sampled.logprobs[::2])
+    assert np.all(sampled.top_logprobs[1::2, 0] < 0)
+
+
+def test_logprobs_of_a_vocabulary_smaller_than_k_are_filled_with_zeros() -> None:
+    logits = np.array([[1.0, 3.0, 2.0]], np.float32)
+    sampled = run(logits, make_arrays(1, wants_logprobs=True))
+    assert sampled.top_logprobs.shape == (1, sampler.MAX_TOP_LOGPROBS)
+    np.testing.assert_array_equal(sampled.top_token_ids[0, :4], [1, 2, 0, 0])
+    assert not np.any(sampled.top_logprobs[0, 3:])
+
+
+def test_masked_tokens_have_a_finite_logprob() -> None:
+    logits = np.full((1, 40), -np.inf, np.float32)
+    logits[0, 7] = 2.0
+    sampled = run(logits, make_arrays(1, wants_logprobs=True))
+    assert sampled.token_ids[0] == 7 and sampled.logprobs[0] == 0.0
+    np.testing.assert_array_equal(sampled.top_logprobs[0, 1:], sampler.MIN_LOGPROB)
+
+
+@pytest.mark.parametrize("vocab_size", [5, 256, 300, 5000])
+def test_greedy_takes_the_lowest_index_among_equals(vocab_size: int) -> None:
+    rng = np.random.default_rng(vocab_size)
+    logits = rng.integers(0, 4, (50, vocab_size)).astype(np.float32)
+    np.testing.assert_array_equal(run(logits, make_arrays(50)).token_ids, logits.argmax(axis=1))
+    top_1 = make_arrays(50, temperature=0.9, top_k=1)
+    np.testing.assert_array_equal(run(logits, top_1).token_ids, logits.argmax(axis=1))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nan_and_infinity_give_ids_in_range(temperature: float) -> None:
+    logits = np.zeros((5, 300), np.float32)
+    logits[0] = np.nan
+    logits[1, 3:] = np.nan
+    logits[2] = -np.inf
+    logits[3, 299] = np.inf
+    logits[4] = np.finfo(np.float32).min
+    arrays = make_arrays(5, temperature=temperature, wants_logprobs=True, top_p=0.9)
+    sampled = run(logits, arrays)
+    ids = np.asarray(sampled.token_ids)
+    assert np.all((ids >= 0) & (ids < 300)) and ids[1] < 3 and ids[3] == 299
+    assert np.all(np.isfinite(sampled.logprobs)) and np.all(np.isfinite(sampled.top_logprobs))
+
+
+def test_stop_ids_are_masked_up_to_min_len_and_not_after() -> None:
+    logits = np.tile(np.array([[0.0, 1.0, 5.0, 4.0]], np.float32), (3, 1))
+    inits = tuple(SlotInit(row, (), (), (2, 3), ()) for row in (1, 2, 3))
+    arrays = make_arrays(3, min_lens=[10, 10, 0])
+    sampled = run(logits, arrays, inits, np.array([9, 10, 9], np.int32))
+    np.testing.assert_array_equal(sampled.token_ids, [1, 2, 2])
+
+
+def test_counts_advance_on_the_device_as_a_recount_on_the_host() -> None:
+    rng = np.random.default_rng(0)
+    num_rows, vocab_size = 5, 60
+    arrays = make_arrays(num_rows, frequency_penalty=1.5, repetition_penalty=1.3)
+    arrays = replace(arrays, samples=np.array([True, True, False, True, False]))
+    arrays.frequency_penalty[4] = 0.0  # the last row is padding: slot 0
+    row_slots = np.array([3, 1, 2, 5, 0], np.int32)
+    outputs: dict[int, list[int]] = {3: [4, 4], 1: [], 2: [9], 5: [1]}
+    token_info = jnp.zeros((6, vocab_size), jnp.int32)
+    bias = jnp.zeros((6, vocab_size), jnp.float32)
+    for slot, output in outputs.items():
+        rows = sampler.init_slot(SlotInit(slot, (slot, 0), tuple(output), (8,), ()), vocab_size)
+        token_info, bias = jitted_set_slot(token_info, bias, np.int32(slot), *rows)
+    sampling = sampler.sampling_from(arrays)
+    for _ in range(12):
+        logits = rng.standard_normal((num_rows, vocab_size)).astype(np.float32)
+        inits = tuple(
+            SlotInit(slot, (slot, 0), tuple(outputs.get(slot, ())), (8,), ())
+            for slot in row_slots.tolist()
+        )
+        kv_lens = np.full(num_rows, 9, np.int32)
+        sampled = jitted_sample(logits, sampling, token_info, bias, row_slots, kv_lens)
+        expected = oracle_logits(logits, arrays, inits, kv_lens).argmax(axis=1)
+        np.testing.assert_array_equal(sampled.token_ids[:4], expected[:4])
+        token_info = jitted_record(token_info, row_slots, sampled.token_ids, arrays.samples)
+        for row in np.flatnonzero(arrays.samples):
+            outputs[int(row_slots[row])].append(int(sampled.token_ids[row]))
+    for slot, output in outputs.items():
+        counts = np.asarray(token_info[slot]) & sampler.COUNT_MASK
+        np.testing.assert_array_equal(counts, np.bincount(output, minlength=vocab_size))
+        assert token_info[slot, slot] & sampler.IN_PROMPT and token_info[slot, 8] & sampler.IS_STOP
+    assert not np.any(token_info[0])
+
+
+def test_no_flag_and_no_value_traces_again() -> None:
+    fresh = jax.jit(lambda *args: sampler.sample(*args))
+    info, bias = jnp.zeros((3, 50), jnp.int32), jnp.zeros((3, 50), jnp.float32)
+    logits = np.zeros((2, 50), np.float32)
+    for values in (
+        {},
+        {"temperature": 0.7},
+        {"temperature": 1.0, "top_p": 0.5, "top_k": 3, "min_p": 0.1},
+        {"presence_penalty": 1.0, "wants_logprobs": True},
+        {"min_lens": 9, "has_logit_bias": True, "samples": False},
+    ):
+        sampling = sampler.sampling_from(make_arrays(2, **values))
+        fresh(logits, sampling, info, bias, np.zeros(2, np.int32), np.zeros(2, np.int32))
+    assert fresh._cache_size() == 1
+
+
+def test_the_slot_buffers_are_never_copied() -> None:
+    num_slots, vocab_size = 37, 512
+
+    def step(hidden, head, info, bias, sampling, row_slots, kv_lens):
+        sampled = sampler.sample(hidden @ head, sampling, info, bias, row_slots, kv_lens)
+        return sampled, sampler.record(info, row_slots, sampled.token_ids, sampling.samples)
+
+    compiled = (
+        jax.jit(step, donate_argnums=2)
+        .lower(
+            jnp.ones((8, 16)),
+            jnp.ones((16, vocab_size)),
+            jnp.zeros((num_slots, vocab_size), jnp.int32),
+            jnp.zeros((num_slots, vocab_size), jnp.float32),
+            sampler.sampling_from(make_arrays(8)),
+            np.zeros(8, np.int32),
+            np.zeros(8, np.int32),
+        )
+        .compile()
+    )
+    big = f"[{num_slots},{vocab_size}]"
+    lines = [x for x in compiled.as_text().splitlines() if " copy" in x and big in x]
+    assert not lines, lines
+    # Nor does the branch that leaves the logits as they are copy them.
+    logits = [x for x in compiled.as_text().splitlines() if f" = f32[8,{vocab_size}]" in x]
+    assert not [x for x in logits if " copy" in x]
+    assert compiled.memory_analysis().alias_size_in_bytes >= num_slots * vocab_size * 4
+
+
+def test_it_lowers_for_cuda() -> None:
+    info, bias = jnp.zeros((3, 600), jnp.int32), jnp.zeros((3, 600), jnp.float32)
+    lowered = (
+        jax.jit(lambda *args: sampler.sample(*args))
+        .trace(
+            jnp.zeros((2, 600)),
+            sampler.sampling_from(make_arrays(2)),
+            info,
+            bias,
+            np.zeros(2, np.int32),
+            np.zeros(2, np.int32),
+        )
+        .lower(lowering_platforms=("cuda",))
+    )
+    assert "stablehlo.case" in lowered.as_text()

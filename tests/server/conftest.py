@@ -1,0 +1,35 @@
+"""A served fake LLM, on an event loop where blocking is an error."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+from blockbuster import blockbuster_ctx
+from server.fake_llm import FakeLLM
+
+from jaxserve.config import ServerConfig
+from jaxserve.server.app import make_app
+
+
+@pytest.fixture(autouse=True)
+def no_blocking() -> Iterator[None]:
+    """A blocking call on the event loop fails the test."""
+    with blockbuster_ctx("jaxserve"):
+        yield
+
+
+@pytest.fixture
+def llm() -> FakeLLM:
+    return FakeLLM()
+
+
+@pytest.fixture
+def config() -> ServerConfig:
+    return ServerConfig()
+
+
+@pytest.fixture
+async def client(llm: FakeLLM, config: ServerConfig) -> AsyncIterator[TestClient]:
+    server = TestServer(make_app(llm, config))
+    async with TestClient(server) as client:
+        yield client

@@ -1,0 +1,186 @@
+"""A deliberate fake of ``jaxserve.llm.LLM``: the words of a poem, no model, full control."""
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from jaxserve.config import EngineConfig
+from jaxserve.errors import InvalidRequestError, JaxserveError
+from jaxserve.metrics import EngineStats, Metrics
+from jaxserve.request import FinishReason, SamplingParams, TextChunk, TokenLogprob, Usage
+
+WORDS = (" Paris", " is", " the", " capital", " of", " France", ' "é😀"', "\n")
+EOS = 2
+NUM_TO_EOS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeInfo:
+    model_path: str = "fake/model"
+    tokenizer_path: str = "fake/tokenizer"
+    is_generation: bool = True
+    context_len: int = 512
+    max_total_num_tokens: int = 4096
+    max_req_input_len: int = 511
+    model_type: str = "llama"
+    architectures: tuple[str, ...] = ("LlamaForCausalLM",)
+    weight_version: str = "v7"
+    load_format: str = "dummy"
+    generation_defaults: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Submission:
+    prompt: str | tuple[int, ...]
+    params: SamplingParams
+    rid: str | None
+    n: int
+    priority: int
+    clamps: bool | None
+
+
+class FakeLLM:
+    """Streams ``WORDS`` over and over.
+
+    ``wait`` is awaited before each token; ``refuse`` is raised by submit; ``abort_at`` maps a
+    token's number to the FinishReason that ends every stream there.
+    """
+
+    def __init__(self, **info: object) -> None:
+        self.info = FakeInfo(**info)
+        self.config = EngineConfig(max_running_requests=64, chunked_prefill_size=512)
+        self.metrics = Metrics("fake")
+        self.is_healthy = True
+        self.can_flush = True
+        self.refuse: JaxserveError | None = None
+        self.abort_at: dict[int, FinishReason] = {}
+        self.wait: Callable[[], object] = lambda: asyncio.sleep(0)
+        self.submitted: list[Submission] = []
+        self.messages: list[dict[str, object]] = []
+        self.template_kwargs: dict[str, object] | None = None
+        self.open: dict[str, FakeStream] = {}
+        self.closed: list[str] = []  # rids that were closed before they finished
+        self.has_shut_down = False
+        self._serial = itertools.count()
+
+    @property
+    def num_open(self) -> int:
+        return len(self.open)
+
+    async def render_chat(self, messages, *, tools=None, chat_template_kwargs=None,
+                          continue_final_message=False):  # fmt: skip
+        self.messages = messages
+        self.template_kwargs = chat_template_kwargs
+        return tuple(range(10, 10 + len(messages)))
+
+    def decode_token(self, token_id: int) -> str:
+        return WORDS[token_id % len(WORDS)]
+
+    async def submit(
+        self, prompt: str | Sequence[int], params: SamplingParams, *, rid: str | None = None,
+        n: int = 1, priority: int = 0, clamp_max_new_tokens: bool | None = None,
+    ) -> list["FakeStream"]:  # fmt: skip
+        if self.refuse is not None:
+            raise self.refuse
+        prompt_ids = tuple(range(len(prompt.split()))) if isinstance(prompt, str) else prompt
+        if not prompt_ids:
+            raise InvalidRequestError("input_ids cannot be empty.")
+        base = rid or f"fake{next(self._serial)}"
+        self.submitted.append(
+            Submission(prompt, params, rid, n, priority, clamp_max_new_tokens)
+        )
+        rids = [base] if n == 1 else [f"{base}_{i}" for i in range(n)]
+        for taken in self.open.keys() & set(rids):
+            raise InvalidRequestError(f"Duplicate request ID detected: {taken}")
+        streams = [FakeStream(self, each, i, prompt_ids, params) for i, each in enumerate(rids)]
+        self.open |= {stream.rid: stream for stream in streams}
+        return streams
+
+    def abort(self, rid_prefix: str) -> None:
+        for rid, stream in self.open.items():
+            if rid.startswith(rid_prefix):
+                stream.is_aborted = True
+
+    def abort_all(self) -> None:
+        self.abort("")
+
+    async def flush_cache(self) -> bool:
+        return self.can_flush and not self.open
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=self.num_open, max_total_num_tokens=self.info.max_total_num_tokens,
+            num_used_tokens=16 * self.num_open, page_size=16, gen_throughput=12.5,
+        )  # fmt: skip
+
+    def shutdown(self) -> None:
+        self.has_shut_down = True
+
+
+class FakeStream:
+    def __init__(
+        self, llm: FakeLLM, rid: str, index: int, prompt_ids: tuple[int, ...],
+        params: SamplingParams,
+    ) -> None:  # fmt: skip
+        self.rid = rid
+        self.index = index
+        self.prompt_ids = prompt_ids
+        self.params = params
+        self.arrival_s = time.perf_counter()
+        self.is_aborted = False
+        self._llm = llm
+        self._num_tokens = 0
+
+    async def __aiter__(self) -> AsyncIterator[TextChunk]:
+        while True:
+            await self._llm.wait()
+            chunk = self._next()
+            if chunk.finish is not None:
+                self._llm.open.pop(self.rid, None)
+            yield chunk
+            if chunk.finish is not None:
+                return
+
+    async def result(self) -> TextChunk:
+        chunks = [chunk async for chunk in self]
+        return TextChunk(
+            rid=self.rid, index=self.index, text="".join(chunk.text for chunk in chunks),
+            token_ids=tuple(i for chunk in chunks for i in chunk.token_ids),
+            logprobs=tuple(item for chunk in chunks for item in chunk.logprobs),
+            finish=chunks[-1].finish, usage=chunks[-1].usage,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        if self._llm.open.pop(self.rid, None) is not None:
+            self._llm.closed.append(self.rid)
+
+    def _next(self) -> TextChunk:
+        number = self._num_tokens
+        if self.is_aborted:
+            return self._chunk("", (), FinishReason("abort", message="Aborted"))
+        if number in self._llm.abort_at:
+            return self._chunk("", (), self._llm.abort_at[number])
+        limit = self.params.max_new_tokens
+        if limit == 0:
+            return self._chunk("", (), FinishReason("length"))
+        self._num_tokens += 1
+        if number == NUM_TO_EOS and not self.params.ignore_eos:
+            return self._chunk("", (EOS,), FinishReason("stop", matched=EOS))
+        finish = FinishReason("length") if self._num_tokens == limit else None
+        token_id = number % len(WORDS)
+        return self._chunk(WORDS[token_id], (token_id,), finish)
+
+    def _chunk(
+        self, text: str, token_ids: tuple[int, ...], finish: FinishReason | None
+    ) -> TextChunk:
+        logprobs = ()
+        if self.params.num_logprobs is not None:
+            top = tuple((i, -float(i)) for i in range(self.params.num_logprobs))
+            logprobs = tuple(TokenLogprob(i, math.log(0.5), top) for i in token_ids)
+        return TextChunk(
+            rid=self.rid, index=self.index, text=text, token_ids=token_ids, logprobs=logprobs,
+            finish=finish, usage=Usage(len(self.prompt_ids), self._num_tokens, 1),
+        )  # fmt: skip

@@ -1,0 +1,50 @@
+"""The documents name only what exists: files, links, flags."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from jaxserve.config import EngineConfig, ServerConfig
+from jaxserve.flags import ALIASES
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS.append(ROOT / "benchmarks" / "README.md")
+# Where a path in a document may start: written as the reader of that section would say it.
+BASES = [ROOT, *(ROOT / name for name in ("jaxserve", "benchmarks", "scripts"))]
+
+CODE_PATH = re.compile(r"`((?:[\w-]+/)*[\w-]+\.(?:py|md|toml)|(?:[\w-]+/)+)`")
+LINK = re.compile(r"\]\(([^)#:]+)\)")
+FLAG = re.compile(r"`(--[a-z-]+)`")
+
+FIELDS = [f for config in (EngineConfig, ServerConfig) for f in dataclasses.fields(config)]
+FLAGS = {f"--{field.name.replace('_', '-')}" for field in FIELDS}
+NEGATIONS = {f"--no-{flag[2:]}" for flag in FLAGS}
+
+each_document = pytest.mark.parametrize(
+    "document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+
+
+@each_document
+def test_paths_and_links_exist(document: Path) -> None:
+    text = document.read_text()
+    bases = [*BASES, document.parent]
+    named = [m for m in CODE_PATH.findall(text) if not any((base / m).exists() for base in bases)]
+    linked = [m for m in LINK.findall(text) if not (document.parent / m).exists()]
+    assert not named + linked
+
+
+def test_operations_has_a_row_for_every_flag() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `--")]
+    listed = {flag for row in rows for flag in FLAG.findall(row)}
+    assert listed >= FLAGS
+
+
+@each_document
+def test_flags_in_the_text_exist(document: Path) -> None:
+    named = set(FLAG.findall(document.read_text()))
+    assert not named - FLAGS - NEGATIONS - set(ALIASES.values()) - {"--help"}

@@ -1,0 +1,157 @@
+"""Which file may import which: the layer table of docs/architecture.md, executable."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Top-level module or package -> the jaxserve modules and packages it may import.
+ALLOWED: dict[str, set[str]] = {
+    "pallas_kernels": set(),
+    # vocabulary
+    "errors": set(),
+    "request": {"errors"},
+    "batch": set(),
+    "json_fields": {"errors"},
+    "model_config": {"errors", "json_fields"},
+    "config": {"errors", "model_config"},
+    "metrics": set(),
+    # file and wire formats
+    "gguf_header": {"errors"},
+    "loop_thread": set(),
+    "sampling_dict": {"request", "errors"},
+    "native_format": {"request"},
+    # siblings: they never import each other
+    "scheduler": {"request", "batch", "config", "errors"},
+    "text": {"request", "errors", "gguf_header"},
+    "models": {"model_config", "errors", "pallas_kernels"},
+    "weights": {"model_config", "errors", "models", "gguf_header"},
+    "executor": {"batch", "config", "model_config", "errors", "models", "weights"},
+    # owners
+    "engine": {
+        "request", "batch", "config", "model_config", "errors", "metrics", "scheduler",
+        "executor", "weights",
+    },
+    "model_parts": {
+        "request", "config", "model_config", "errors", "metrics", "text", "engine", "weights",
+    },
+    "text_stream": {"request", "errors", "metrics", "text"},
+    "offline": {"request", "errors", "sampling_dict", "native_format", "text_stream"},
+    "llm": {
+        "request", "config", "errors", "metrics", "text", "loop_thread", "model_parts",
+        "text_stream", "offline",
+    },
+    # The server knows LLM only as a Protocol of its own: the port answers before jax is loaded.
+    "server": {"request", "config", "errors", "metrics", "sampling_dict", "native_format"},
+    "flags": {"config"},
+    "launch": {"config", "errors", "request", "flags", "server", "llm"},
+    "launch_server": {"launch"},
+    # helpers of the tutorials
+    "utils": set(),
+    "test": {"utils"},
+}  # fmt: skip
+
+FORBIDDEN_THIRD_PARTY: dict[str, set[str]] = {
+    "pallas_kernels": {"flax"},
+    **dict.fromkeys(("errors", "request", "model_config", "config"), {"jax", "flax", "numpy"}),
+    **dict.fromkeys(
+        ("batch", "metrics", "scheduler", "text", "server", "llm", "engine", "sampling_dict",
+         "native_format", "utils"),
+        {"jax", "flax"},
+    ),
+}  # fmt: skip
+
+# Inside a package a file imports only files to its left.  The list is also the reading order.
+ORDER: dict[str, tuple[str, ...]] = {
+    "scheduler": (
+        "page_pool", "radix_tree", "sequence", "kv_manager", "policy", "buckets", "plan",
+        "scheduler",
+    ),
+    "models": ("rope", "layers", "attention", "llama", "registry"),
+    "weights": (
+        "reader", "mapping", "safetensors", "gguf", "dummy", "demo", "source", "loader",
+    ),
+    "executor": (
+        "device", "blocks", "truncation", "sampler", "kv_pool", "packing", "warmup", "runner",
+    ),
+    "text": ("gguf_vocab", "tokenizer", "chat_template", "detokenizer"),
+    "server": (
+        "service", "http_errors", "json_body", "state", "sse", "streams", "native_types",
+        "native", "openai_types", "openai_format", "openai", "admin", "app",
+    ),
+    "pallas_kernels": ("layout", "reference", "xla", "api"),
+}  # fmt: skip
+
+FILES = sorted((ROOT / "jaxserve").rglob("*.py")) + sorted((ROOT / "pallas_kernels").rglob("*.py"))
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def imported(path: Path) -> Iterator[tuple[str, ...]]:
+    """Every module that ``path`` imports, absolute, split at the dots."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = (*base, *(node.module or "").split(".")) if node.module else base
+            # `from package import name`: the name may be a module of it.
+            for alias in node.names:
+                child = ROOT.joinpath(*module, alias.name)
+                is_module = child.is_dir() or child.with_suffix(".py").is_file()
+                yield (*module, alias.name) if is_module else module
+
+
+def layer_of(module: tuple[str, ...]) -> str:
+    """``jaxserve.text.tokenizer`` -> ``text``; ``pallas_kernels.api`` -> ``pallas_kernels``."""
+    return module[1] if module[0] == "jaxserve" and len(module) > 1 else module[0]
+
+
+def own_module(path: Path) -> tuple[str, ...]:
+    return path.relative_to(ROOT).with_suffix("").parts
+
+
+def ours(path: Path) -> list[tuple[str, ...]]:
+    return [module for module in imported(path) if module[0] in {"jaxserve", "pallas_kernels"}]
+
+
+@each_file
+def test_imports_follow_the_layer_table(path: Path) -> None:
+    if path == ROOT / "jaxserve" / "__init__.py":
+        return  # re-exports the public names
+    layer = layer_of(own_module(path))
+    assert layer in ALLOWED, f"{layer} is not in the layer table; give it a place there"
+    wrong = {layer_of(module) for module in ours(path)} - ALLOWED[layer] - {layer}
+    assert not wrong, f"{layer} may import {sorted(ALLOWED[layer])}, not {sorted(wrong)}"
+
+
+@each_file
+def test_third_party_imports_stay_in_their_layer(path: Path) -> None:
+    roots = {module[0] for module in imported(path)}
+    forbidden = FORBIDDEN_THIRD_PARTY.get(layer_of(own_module(path)), set())
+    assert not roots & forbidden
+    assert "torch" not in roots, "torch is for the parity tests; nothing needs it to serve"
+
+
+@each_file
+def test_files_of_a_package_are_imported_in_reading_order(path: Path) -> None:
+    layer = layer_of(own_module(path))
+    if path.stem in {"__init__", "__main__"} or layer not in ORDER:
+        return
+    order = ORDER[layer]
+    assert path.stem in order, f"{path.stem} has no place in the reading order of {layer}"
+    siblings = {m[-1] for m in ours(path) if layer_of(m) == layer and m[-1] in order}
+    later = {name for name in siblings if order.index(name) >= order.index(path.stem)}
+    assert not later, f"{layer}/{path.stem}.py imports {sorted(later)}, listed after it"
+
+
+def test_tables_name_only_what_exists() -> None:
+    existing = {layer_of(own_module(path)) for path in FILES}
+    assert set(ALLOWED) <= existing, f"gone: {sorted(set(ALLOWED) - existing)}"
+    stems = {(layer_of(own_module(path)), path.stem) for path in FILES}
+    gone = [(layer, name) for layer, names in ORDER.items() for name in names
+            if (layer, name) not in stems]  # fmt: skip
+    assert not gone
