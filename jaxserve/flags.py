@@ -26,6 +26,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "sampling_defaults": SAMPLING_DEFAULTS,
     "api_compat": API_COMPATS,
 }
+LISTS = ("precompile_token_paddings", "precompile_bs_paddings")
 ALIASES: Mapping[str, str] = {"model_path": "--model"}
 HELP: Mapping[str, str] = {
     "model_path": "Hugging Face folder, hub id or .gguf file; without it the demo model is served",
@@ -42,6 +43,8 @@ HELP: Mapping[str, str] = {
     "max_queued_requests": "waiting sequences before new ones are refused with 503",
     "chunked_prefill_size": "prompt tokens computed in one step; -1 = whole prompts",
     "prefill_max_requests": "sequences in one extend step",
+    "precompile_token_paddings": "token counts of the extend steps to compile; default: by device",
+    "precompile_bs_paddings": "row counts of the decode steps to compile; default: by device",
     "page_size": "tokens per page of the KV pool, a power of two",
     "schedule_policy": "order of the waiting queue",
     "max_extends_per_decode": "extend steps in a row while other sequences wait to decode",
@@ -79,6 +82,8 @@ def parse_flags(argv: Sequence[str] | None = None) -> tuple[EngineConfig, Server
         for item in fields(config):
             _add_flag(group, item)
     values = vars(parser.parse_args(argv))
+    for name in LISTS:
+        values[name] = None if values[name] is None else tuple(values[name])
     return (
         EngineConfig(**{item.name: values[item.name] for item in fields(EngineConfig)}),
         ServerConfig(**{item.name: values[item.name] for item in fields(ServerConfig)}),
@@ -97,6 +102,8 @@ def _add_flag(group: Any, item: Field[Any]) -> None:
         options["action"] = argparse.BooleanOptionalAction if on_already else "store_true"
     else:
         options["metavar"] = item.name.rsplit("_", 1)[-1].upper()
+        if item.name in LISTS:
+            options["nargs"], options["metavar"] = "+", "N"
         options["type"] = _reader(item)
         if item.default is not None:
             options["help"] += f" (default: {item.default})"
@@ -131,6 +138,7 @@ def _between(kind: Callable[[str], float], low: float, high: float) -> Callable[
 
 
 _BOUNDED: Mapping[str, Callable[[str], float]] = {
+    **dict.fromkeys(LISTS, _between(int, 1, 2**20)),
     "port": _between(int, 0, 65535),
     "stream_interval": _between(int, 1, 2**20),
     "max_body_bytes": _between(int, 1, 2**40),

@@ -73,10 +73,9 @@ class Fields:
         value = self.values.get(key)
         if value is None:
             return ()
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            self.wrong(key, value, "a list of numbers")
-            return ()
-        if any(isinstance(item, bool) or not isinstance(item, int | float) for item in value):
+        if not isinstance(value, list | tuple) or any(
+            isinstance(item, bool) or not isinstance(item, int | float) for item in value
+        ):
             self.wrong(key, value, "a list of numbers")
             return ()
         return tuple(float(item) for item in value)
@@ -106,7 +105,7 @@ class Fields:
         value = self.values.get(key)
         if value is None:
             return default
-        if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             self.wrong(key, value, "a list of strings")
             return default
         return tuple(value)
@@ -119,7 +118,7 @@ class Fields:
         if value is None:
             return ()
         ids = [value] if isinstance(value, int) else value
-        if not isinstance(ids, Sequence) or any(
+        if not isinstance(ids, list | tuple) or any(
             isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in ids
         ):
             self.wrong(key, value, "a token id or a list of token ids")

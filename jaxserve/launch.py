@@ -26,7 +26,7 @@ from jaxserve.server.app import AccessLogger, make_app
 from jaxserve.server.service import TextService
 from jaxserve.server.state import STATE, ServerState
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("jaxserve.launch")  # run with -m, __name__ is "__main__"
 
 HEALTH_POLL_S = 0.25
 DRAIN_POLL_S = 0.05

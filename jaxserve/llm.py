@@ -19,7 +19,6 @@ from jaxserve.config import EngineConfig
 from jaxserve.errors import (
     ConfigError,
     ContextLengthError,
-    EngineDeadError,
     InvalidRequestError,
     JaxserveError,
 )
@@ -155,7 +154,6 @@ class LLM:
             EngineDeadError: the engine has stopped.
         """
         arrival_s = time.perf_counter()
-        self._check_alive()
         prompt_ids = await self._prompt_ids(prompt)
         if clamp_max_new_tokens is None:
             clamp_max_new_tokens = params.max_new_tokens == DEFAULT_MAX_NEW_TOKENS
@@ -241,8 +239,8 @@ class LLM:
 
     def shutdown(self) -> None:
         """Stop the engine and give the device back.  Idempotent."""
+        self._engine.shutdown()  # first: it ends the streams that a generate() may still wait for
         self._background.stop()
-        self._engine.shutdown()
 
     def __enter__(self) -> Self:
         return self
@@ -251,10 +249,6 @@ class LLM:
         self.shutdown()
 
     # --- inside ---
-
-    def _check_alive(self) -> None:
-        if not self._engine.is_alive:
-            raise EngineDeadError(f"the engine has stopped: {self._engine.error}; restart it")
 
     async def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, str):

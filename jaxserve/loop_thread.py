@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+GRACE_S = 5.0
+
 
 class LoopThread:
     """Starts with the first call; ``stop`` ends it."""
@@ -40,11 +42,12 @@ class LoopThread:
             self.run(_close(source))
 
     def stop(self) -> None:
-        """End the thread and wait for it.  Idempotent."""
+        """Let what runs come to its end, for a few seconds; then end the thread.  Idempotent."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
         if loop is not None and thread is not None:
+            asyncio.run_coroutine_threadsafe(_finish_tasks(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
@@ -66,3 +69,12 @@ async def _next(source: AsyncGenerator[T, None]) -> T:
 
 async def _close(source: AsyncGenerator[Any, None]) -> None:
     await source.aclose()
+
+
+async def _finish_tasks() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    if tasks:
+        _, unfinished = await asyncio.wait(tasks, timeout=GRACE_S)
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)

@@ -9,7 +9,7 @@ from jaxserve.json_fields import Fields
 
 MODEL_TYPES = ("llama",)
 ARCHITECTURES = ("LlamaForCausalLM",)
-HIDDEN_ACTS = ("silu",)
+HIDDEN_ACTS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 CHECKPOINT_DTYPES = ("float32", "float16", "bfloat16")
 
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")

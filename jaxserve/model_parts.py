@@ -9,7 +9,7 @@ from typing import Protocol
 
 from jaxserve.config import EngineConfig
 from jaxserve.engine import build_engine
-from jaxserve.errors import ConfigError
+from jaxserve.errors import ConfigError, ModelNotFoundError
 from jaxserve.metrics import EngineStats, Metrics
 from jaxserve.model_config import ModelConfig
 from jaxserve.request import Request, TokenOutput
@@ -24,9 +24,6 @@ class TokenEngine(Protocol):
 
     @property
     def is_alive(self) -> bool: ...
-
-    @property
-    def error(self) -> BaseException | None: ...
 
     def submit(self, request: Request, deliver: Callable[[TokenOutput], None]) -> None: ...
 
@@ -127,10 +124,16 @@ def _tokenizer_path(config: EngineConfig, source: ModelSource) -> Path:
     path = Path(config.tokenizer_path).expanduser()
     if path.exists():
         return path
-    # "dummy" resolves a hub id without fetching its weights.
-    return resolve_source(
-        config.tokenizer_path, load_format="dummy", download_dir=config.download_dir
-    ).path
+    try:  # "dummy" resolves a hub id without fetching its weights
+        source = resolve_source(
+            config.tokenizer_path, load_format="dummy", download_dir=config.download_dir
+        )
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"--tokenizer-path {config.tokenizer_path} cannot be found or fetched; give a folder "
+            "with a tokenizer.json, a .gguf file or a hub id"
+        ) from error
+    return source.path
 
 
 def _generation_defaults(path: Path) -> dict[str, float]:

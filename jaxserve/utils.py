@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from typing import IO
 
 PACKAGE = "jaxserve"
 STOP_TIMEOUT_S = 40.0  # longer than --drain-timeout-s by default
@@ -16,7 +17,10 @@ POLL_S = 0.2
 
 
 def launch_server_cmd(
-    command: str, host: str = "127.0.0.1", port: int | None = None
+    command: str,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    output: IO[bytes] | None = None,
 ) -> tuple[subprocess.Popen[bytes], int]:
     """Start ``command`` on a port of its own.
 
@@ -24,6 +28,7 @@ def launch_server_cmd(
         command: ``python3 -m jaxserve.launch_server --model-path …``; a --port in it is replaced.
         host: address to listen on, unless the command has a --host.
         port: the port; None takes a free one.
+        output: an open file for what it prints; None prints it here.
 
     Returns:
         The process and its port.  Wait for it with ``wait_for_server``.
@@ -32,7 +37,7 @@ def launch_server_cmd(
     words = _without_option(_words(command), "--port")
     has_host = any(word == "--host" or word.startswith("--host=") for word in words)
     words += [] if has_host else ["--host", host]
-    return _start([*words, "--port", str(port)]), port
+    return _start([*words, "--port", str(port)], output), port
 
 
 def execute_shell_command(command: str) -> subprocess.Popen[bytes]:
@@ -103,8 +108,9 @@ def _words(command: str) -> list[str]:
     return words
 
 
-def _start(words: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(words, start_new_session=True)
+def _start(words: list[str], output: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+    stderr = None if output is None else subprocess.STDOUT
+    return subprocess.Popen(words, stdout=output, stderr=stderr, start_new_session=True)
 
 
 def _without_option(words: list[str], name: str) -> list[str]:

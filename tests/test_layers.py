@@ -77,7 +77,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "executor": (
         "device", "blocks", "truncation", "sampler", "kv_pool", "packing", "warmup", "runner",
     ),
-    "text": ("gguf_vocab", "tokenizer", "chat_template", "detokenizer"),
+    "text": ("advice", "gguf_vocab", "tokenizer", "chat_template", "detokenizer"),
     "server": (
         "service", "http_errors", "json_body", "state", "sse", "streams", "native_types",
         "native", "openai_types", "openai_format", "openai", "admin", "app",

@@ -22,6 +22,11 @@ BROAD_EXCEPTS = {"jaxserve/engine.py": 1, "jaxserve/server/app.py": 1}
 # The only file that may import inside functions: `--help` must answer at once.
 LAZY_IMPORTS = {"jaxserve/launch.py"}
 
+# Shorter runs of a message ("must be") say nothing about which message it is.
+MIN_WINDOW_CHARS = 8
+# Three words of a message that no input brings about -> why it is raised all the same.
+UNREACHABLE = {"plans none of": "a defect of the scheduler would otherwise be a busy loop"}
+
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -147,7 +152,7 @@ def windows(piece: str) -> Iterator[str]:
 def quoted_text() -> str:
     """All string literals of the tests, without the backslashes of ``match=`` patterns."""
     literals: list[str] = []
-    for path in sorted((ROOT / "tests").rglob("*.py")):
+    for path in sorted(set((ROOT / "tests").rglob("*.py")) - {Path(__file__)}):
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 literals.append(node.value)
@@ -156,11 +161,12 @@ def quoted_text() -> str:
 
 @each_package_file
 def test_every_raised_message_is_quoted_in_a_test(path: Path) -> None:
-    untested = [
-        f"{name_of(path)}:{line}: {' … '.join(pieces)}"
-        for line, pieces in raised_messages(path)
-        if not any(w in quoted_text() for piece in pieces for w in windows(piece) if len(w) >= 8)
-    ]
+    untested: list[str] = []
+    for line, pieces in raised_messages(path):
+        telling = [w for piece in pieces for w in windows(piece) if len(w) >= MIN_WINDOW_CHARS]
+        is_exempt = any(window in UNREACHABLE for window in telling)
+        if telling and not is_exempt and not any(window in quoted_text() for window in telling):
+            untested.append(f"{name_of(path)}:{line}: {' … '.join(pieces)}")
     assert not untested, "no test quotes three words of:\n" + "\n".join(untested)
 
 

@@ -38,6 +38,7 @@ COUNT_MASK = (1 << 24) - 1
 IN_PROMPT = 1 << 24
 IS_STOP = 1 << 25
 
+_MAX_TEMPERATURE = 1e30  # uniform for any logits a model has
 _F32_MAX = float(np.finfo(np.float32).max)
 _F32_TINY = float(np.finfo(np.float32).tiny)
 
@@ -177,8 +178,11 @@ def _is_greedy(sampling: Sampling) -> Array:
 
 
 def _temperature(sampling: Sampling) -> Array:
-    """f32[B]: what the logits are divided by; 1 where the temperature says greedy."""
-    temperature = sampling.temperature
+    """f32[B]: what the logits are divided by; 1 where the temperature says greedy.
+
+    Bounded: XLA multiplies by the reciprocal, and -inf times one flushed to 0 would be NaN.
+    """
+    temperature = jnp.minimum(sampling.temperature, _MAX_TEMPERATURE)
     return jnp.where(temperature < GREEDY_TEMPERATURE, 1.0, temperature)
 
 

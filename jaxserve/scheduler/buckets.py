@@ -57,6 +57,23 @@ class Buckets:
         """The most pages that one sequence can have."""
         return self.pages_per_row[-1]
 
+    def require(self, *, extend_tokens: int, extend_rows: int, decode_rows: int) -> None:
+        """Refuse limits that some step could exceed.
+
+        Raises:
+            ValueError: names the limit and the largest bucket.
+        """
+        for what, largest, needed in (
+            ("extend tokens", self.max_extend_tokens, extend_tokens),
+            ("extend rows", self.extend_rows, extend_rows),
+            ("decode rows", self.max_decode_rows, decode_rows),
+        ):
+            if largest < needed:
+                raise ValueError(
+                    f"steps may have {needed} {what}, the largest bucket has {largest}; "
+                    "extend its ladder"
+                )
+
     def choose(self, mode: Mode, *, num_tokens: int, num_rows: int, num_pages: int) -> Bucket:
         """Return the smallest bucket that holds a step; in DECODE ``num_tokens`` is the rows.
 

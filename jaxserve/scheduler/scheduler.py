@@ -90,7 +90,11 @@ class Scheduler:
         buckets: Buckets,
         eos_token_ids: tuple[int, ...],
     ) -> None:
-        _check_buckets(config, buckets)
+        buckets.require(
+            extend_tokens=config.chunked_prefill_size,
+            extend_rows=config.prefill_max_requests,
+            decode_rows=config.max_running_requests,
+        )
         self._config = config
         self._eos_token_ids = eos_token_ids
         self._policy = get_policy(config.schedule_policy)
@@ -391,13 +395,3 @@ def _resolved(value: int | None, name: str) -> int:
     if value is None:
         raise ValueError(f"{name} is None; pass the config through resolve() first")
     return value
-
-
-def _check_buckets(config: SchedulerConfig, buckets: Buckets) -> None:
-    for what, largest, needed in (
-        ("decode rows", buckets.max_decode_rows, config.max_running_requests),
-        ("extend tokens", buckets.max_extend_tokens, config.chunked_prefill_size),
-        ("extend rows", buckets.extend_rows, config.prefill_max_requests),
-    ):
-        if largest < needed:
-            raise ValueError(f"the largest bucket has {largest} {what}, the config needs {needed}")

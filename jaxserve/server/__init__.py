@@ -1,5 +1,5 @@
 """The HTTP API over one LLM: SGLang's native endpoints and OpenAI's, on aiohttp.
 
-Read in this order: service, http_errors, json_body, sse, streams, state, the request bodies
-(native_types, openai_types), the handlers (native, openai_format, openai, admin), app.
+Reading order: service, http_errors, json_body, state, sse, streams, native_types, native,
+openai_types, openai_format, openai, admin, app.
 """

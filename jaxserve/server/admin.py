@@ -7,7 +7,7 @@ from aiohttp import web
 
 from jaxserve.server.http_errors import BodyError, json_response
 from jaxserve.server.json_body import JsonObject, read_object
-from jaxserve.server.state import STATE, ServerState
+from jaxserve.server.state import STATE, VERSION, ServerState
 
 FLUSH_POLL_S = 0.05
 FLUSH_TEXT = (
@@ -105,7 +105,7 @@ async def server_info(request: web.Request) -> web.Response:
             "startup_time": state.startup_s,
             "kv_events": None,
             "internal_states": [engine],
-            "version": state.version,
+            "version": VERSION,
             "frontend": "python",
         }
     )

@@ -157,7 +157,10 @@ class AccessLogger(AbstractAccessLogger):
         """Log ``request`` and the status it was answered with."""
         peer = request.transport.get_extra_info("peername") if request.transport else None
         client = f"{peer[0]}:{peer[1]}" if peer else (request.remote or "-")
-        access_logger.info(
+        # Probes come every second and tell nothing.
+        level = logging.DEBUG if request.path.startswith(OPEN_PREFIXES) else logging.INFO
+        access_logger.log(
+            level,
             'INFO:     %s - "%s %s HTTP/%d.%d" %d %s',
             client,
             request.method,

@@ -28,6 +28,9 @@ def _installed_version() -> str:
         return "unknown"
 
 
+VERSION = _installed_version()
+
+
 @dataclass(slots=True)
 class ServerState:
     """The one mutable object of the HTTP layer; lives on the event loop only."""
@@ -37,7 +40,6 @@ class ServerState:
     phase: Phase = Phase.STARTING
     startup_s: float = 0.0
     launch_command: str = ""
-    version: str = field(default_factory=_installed_version)
     served_model_name: str = field(init=False, default="")
 
     def ready(self, service: TextService) -> None:

@@ -102,12 +102,22 @@ class _WindowText:
         self._new: list[int] = []
 
     def push(self, token_ids: Sequence[int], is_last: bool) -> str:
-        self._new += self._kept(token_ids)
-        if not self._new:
-            return ""
+        # One at a time: in a run of byte tokens that ends amid a character, the Rust decoder
+        # gives up the whole characters too.
+        shown = "".join([self._push_one(token) for token in self._kept(token_ids)])
+        return shown + self._rest() if is_last else shown
+
+    def _push_one(self, token_id: int) -> str:
+        self._new.append(token_id)
         text = self._decode(self._context + self._new, False)
-        if text.endswith(_REPLACEMENT) and not is_last and len(self._new) < _MAX_HELD_TOKENS:
+        if text.endswith(_REPLACEMENT) and len(self._new) < _MAX_HELD_TOKENS:
             return ""
+        return self._advance(text)
+
+    def _rest(self) -> str:
+        return self._advance(self._decode(self._context + self._new, False)) if self._new else ""
+
+    def _advance(self, text: str) -> str:
         increment = text[len(self._context_text) :]
         self._context, self._new = self._new, []
         self._context_text = self._decode(self._context, False)

@@ -176,13 +176,21 @@ def _llama_config(path: Path, header: GGUFHeader) -> dict[str, object]:
         "eos_token_id": _end_token_ids(metadata),
         "dtype": _storage_dtype(header),
     }
-    rotary_dim = metadata.get("llama.rope.dimension_count")
-    heads = metadata.get("llama.attention.head_count")
-    if config["head_dim"] is None and isinstance(rotary_dim, int) and isinstance(heads, int):
-        hidden_size = metadata.get("llama.embedding_length")
-        if isinstance(hidden_size, int) and hidden_size // heads != rotary_dim:
-            config["partial_rotary_factor"] = rotary_dim * heads / hidden_size
+    config["partial_rotary_factor"] = _rotated_share(metadata)
     return config
+
+
+def _rotated_share(metadata: Mapping[str, object]) -> float | None:
+    """Which part of a head RoPE rotates; None where the header is too incomplete to tell."""
+    rotated = metadata.get("llama.rope.dimension_count")
+    heads = metadata.get("llama.attention.head_count")
+    width = metadata.get("llama.embedding_length")
+    head_dim = metadata.get("llama.attention.key_length")
+    if head_dim is None and isinstance(width, int) and isinstance(heads, int) and heads:
+        head_dim = width // heads
+    if not isinstance(rotated, int) or not isinstance(head_dim, int) or not head_dim:
+        return None
+    return rotated / head_dim
 
 
 def _rope_scaling(path: Path, header: GGUFHeader) -> dict[str, object] | None:
@@ -205,11 +213,14 @@ def _rope_scaling(path: Path, header: GGUFHeader) -> dict[str, object] | None:
     rope_type = metadata.get("llama.rope.scaling.type")
     if rope_type in (None, "none"):
         return None
-    scaling = {
-        "rope_type": rope_type,
-        "factor": metadata.get("llama.rope.scaling.factor"),
-        "attention_factor": metadata.get("llama.rope.scaling.attn_factor"),
-    }
+    attention_factor = metadata.get("llama.rope.scaling.attn_factor", 1.0)
+    if attention_factor != 1.0:
+        # llama.cpp multiplies it onto YaRN's own factor, where config.json's replaces that one.
+        raise ConfigError(
+            f"{path}: llama.rope.scaling.attn_factor = {attention_factor} is not supported; "
+            "use the safetensors checkpoint of this model"
+        )
+    scaling = {"rope_type": rope_type, "factor": metadata.get("llama.rope.scaling.factor")}
     if original_len is not None:
         scaling["original_max_position_embeddings"] = original_len
     return scaling

@@ -90,7 +90,9 @@ def _shards(folder: Path) -> list[Path]:
         names = sorted(set(weight_map.values()))
         shards = [folder / name for name in names]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightLoadError(f"{index} is broken ({error!r}); {_REMEDY}") from error
+        raise WeightLoadError(
+            f"the list of shards in {index} cannot be read ({error!r}); {_REMEDY}"
+        ) from error
     missing = [path.name for path in shards if not path.is_file()]
     if missing:
         raise WeightLoadError(

@@ -174,7 +174,7 @@ def test_masked_tokens_have_a_finite_logprob() -> None:
     np.testing.assert_array_equal(sampled.top_logprobs[0, 1:], sampler.MIN_LOGPROB)
 
 
-@pytest.mark.parametrize("vocab_size", [5, 256, 300, 5000])
+@pytest.mark.parametrize("vocab_size", [5, 300, 5000])
 def test_greedy_takes_the_lowest_index_among_equals(vocab_size: int) -> None:
     rng = np.random.default_rng(vocab_size)
     logits = rng.integers(0, 4, (50, vocab_size)).astype(np.float32)

@@ -160,8 +160,9 @@ def test_masked_tokens_are_never_drawn() -> None:
     is_masked[[0, 299]] = True
     logits = np.tile(np.where(is_masked, -np.inf, 0.01 * rng.standard_normal(300)), (2000, 1))
     seen = np.zeros(300, bool)
+    temperature = np.where(np.arange(2000) % 2, 1.0, 3e38)
     for kv_len in range(50):
-        arrays = make_arrays(np.arange(2000, dtype=np.uint32))
+        arrays = make_arrays(np.arange(2000, dtype=np.uint32), temperature=temperature)
         seen[draw(logits, arrays, np.full(2000, kv_len))] = True
     np.testing.assert_array_equal(seen, ~is_masked)
 

@@ -100,3 +100,17 @@ def test_too_many_buckets_are_refused():
 def test_an_empty_or_zero_ladder_is_refused(ladder):
     with pytest.raises(ValueError, match="decode_rows must be one or more numbers of at least 1"):
         Buckets(extend_tokens=(1,), extend_rows=1, decode_rows=ladder, pages_per_row=(1,))
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ((129, 4, 8), "129 extend tokens, the largest bucket has 128"),
+        ((128, 5, 8), "5 extend rows, the largest bucket has 4"),
+        ((128, 4, 9), "9 decode rows, the largest bucket has 8; extend its ladder"),
+    ],
+)
+def test_limits_beyond_the_ladders_are_refused(limits, message):
+    tokens, extend_rows, decode_rows = limits
+    with pytest.raises(ValueError, match=message):
+        small().require(extend_tokens=tokens, extend_rows=extend_rows, decode_rows=decode_rows)

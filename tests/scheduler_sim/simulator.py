@@ -1,6 +1,6 @@
 """The real Scheduler under random traffic on a fake device, checked against undisturbed output.
 
-``python tests/scheduler_sim/simulator.py --requests 20000`` runs it at length.
+``PYTHONPATH=.:tests python -m scheduler_sim.simulator --requests 20000`` runs it at length.
 """
 
 import argparse
@@ -13,7 +13,6 @@ from scheduler_sim.fake_device import FakeDevice, undisturbed
 
 from jaxserve.request import Request, SamplingParams, TokenOutput
 from jaxserve.scheduler import Buckets, Scheduler, SchedulerConfig, make_buckets
-
 
 EOS = 3
 MAX_PROMPT = 48

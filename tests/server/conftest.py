@@ -30,6 +30,5 @@ def config() -> ServerConfig:
 
 @pytest.fixture
 async def client(llm: FakeLLM, config: ServerConfig) -> AsyncIterator[TestClient]:
-    server = TestServer(make_app(llm, config))
-    async with TestClient(server) as client:
+    async with TestClient(TestServer(make_app(llm, config))) as client:
         yield client

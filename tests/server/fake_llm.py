@@ -89,9 +89,7 @@ class FakeLLM:
         if not prompt_ids:
             raise InvalidRequestError("input_ids cannot be empty.")
         base = rid or f"fake{next(self._serial)}"
-        self.submitted.append(
-            Submission(prompt, params, rid, n, priority, clamp_max_new_tokens)
-        )
+        self.submitted.append(Submission(prompt, params, rid, n, priority, clamp_max_new_tokens))
         rids = [base] if n == 1 else [f"{base}_{i}" for i in range(n)]
         for taken in self.open.keys() & set(rids):
             raise InvalidRequestError(f"Duplicate request ID detected: {taken}")

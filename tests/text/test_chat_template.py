@@ -47,7 +47,10 @@ def test_text_parts_are_one_string_for_a_template_that_wants_strings(demo: Token
     [
         (PARTS_TEMPLATE, True),
         ("{%- set content = messages[0].content -%}{%- for p in content %}<p>{%- endfor %}", True),
-        ("{% for message in messages if message.content %}{{ message.content }}{% endfor %}", False),
+        (
+            "{% for message in messages if message.content %}{{ message.content }}{% endfor %}",
+            False,
+        ),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", False),
     ],
 )
@@ -78,9 +81,7 @@ def test_tools_and_variables_reach_the_template(demo_model: Path, tmp_path: Path
     tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
     call = {"type": "function", "function": {"name": "add", "arguments": '{"x": 7}'}}
     answer = {"role": "assistant", "content": None, "tool_calls": [call]}
-    text = shown(
-        tokenizer, [USER, answer], tools=[tool], chat_template_kwargs={"thinking": "yes"}
-    )
+    text = shown(tokenizer, [USER, answer], tools=[tool], chat_template_kwargs={"thinking": "yes"})
     assert text == "add yes 7"
     assert call["function"]["arguments"] == '{"x": 7}'  # type: ignore[index]
 
@@ -98,7 +99,9 @@ def test_missing_template_names_the_flag(tiny_checkpoint: Path, tmp_path: Path) 
 
 
 def test_what_the_template_says_is_passed_on(demo_model: Path, tmp_path: Path) -> None:
-    template = "{% if messages[0].role != 'user' %}{{ raise_exception('start with user') }}{% endif %}"
+    template = (
+        "{% if messages[0].role != 'user' %}{{ raise_exception('start with user') }}{% endif %}"
+    )
     tokenizer = with_template(demo_model, tmp_path, template)
     refused = "the chat template refused the messages: start with user"
     with pytest.raises(InvalidRequestError, match=refused):

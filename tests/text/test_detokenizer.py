@@ -127,7 +127,12 @@ def test_the_window_keeps_the_first_words_space() -> None:
     the, cat = SPM_FIRST_PIECE, SPM_FIRST_PIECE + 1
     assert increments(SPM, [[cat], [the]], prompt=[the])[0][:2] == [" cat", " the"]
     assert increments(SPM, [[cat]])[0][0] == "cat"
-    assert increments(SPM, [[1], [cat], [2], [cat]], prompt=[the])[0][:4] == ["", " cat", "", " cat"]
+    assert increments(SPM, [[1], [cat], [2], [cat]], prompt=[the])[0][:4] == [
+        "",
+        " cat",
+        "",
+        " cat",
+    ]
 
 
 def test_the_window_stays_small_when_bytes_stay_broken() -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,22 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
 def test_half_a_surrogate_pair_is_the_clients_mistake(demo: Tokenizer) -> None:
     with pytest.raises(InvalidRequestError, match="the text holds a lone surrogate"):
         demo.encode("a\ud800b")
+
+
+def test_encoding_a_long_text_lets_other_threads_run(demo: Tokenizer) -> None:
+    ticks, is_done = 0, threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not is_done.wait(0.0005):
+            ticks += 1
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    demo.encode(" ".join(TEXTS) * 1000)
+    is_done.set()
+    ticker.join()
+    assert ticks > 5  # one at most if the interpreter's lock is held
 
 
 def test_a_vocabulary_is_immutable(demo_model: Path) -> None:

@@ -185,7 +185,10 @@ def test_an_installed_package_is_used_where_it_lies(tmp_path, model, monkeypatch
     assert demo_model_path(tmp_path / "cache", model, index) == package / "tiny.gguf"
     assert index.num_fetches == 0
     other_version = replace(model, file_bytes=len(CONTENT) + 1)
-    assert demo_module._installed(other_version) is None
+    assert demo_model_path(tmp_path / "cache", other_version, index).is_relative_to(
+        tmp_path / "cache"
+    )
+    assert index.num_fetches == 1
 
 
 def test_nowhere_to_keep_it(tmp_path, model):

@@ -9,40 +9,12 @@ from gguf import GGMLQuantizationType
 from gguf import GGUFReader as LibraryReader
 from gguf.quants import dequantize, quantize
 from make_tiny_checkpoint import TINY_CONFIG
+from published_configs import SMOLLM2_135M
 
 from jaxserve.errors import ConfigError, WeightLoadError
 from jaxserve.gguf_header import read_gguf_header
 from jaxserve.model_config import ModelConfig
 from jaxserve.weights.gguf import GGUFReader, dequantize_blocks, hf_config_from_header, unpermute
-
-SMOLLM2_CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "hidden_act": "silu",
-    "hidden_size": 576,
-    "initializer_range": 0.041666666666666664,
-    "intermediate_size": 1536,
-    "is_llama_config": True,
-    "max_position_embeddings": 8192,
-    "mlp_bias": False,
-    "model_type": "llama",
-    "num_attention_heads": 9,
-    "num_hidden_layers": 30,
-    "num_key_value_heads": 3,
-    "pad_token_id": 2,
-    "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
-    "rope_interleaved": False,
-    "rope_scaling": None,
-    "rope_theta": 100000,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "vocab_size": 49152,
-}
 
 
 def slow_q4_1(raw: bytes) -> list[float]:
@@ -121,7 +93,7 @@ def test_read_memory_is_not_the_file(demo_model):
 def test_demo_config_equals_the_published_one(demo_model):
     header = read_gguf_header(demo_model)
     config = ModelConfig.from_hf(hf_config_from_header(demo_model, header))
-    published = ModelConfig.from_hf(SMOLLM2_CONFIG)
+    published = ModelConfig.from_hf(SMOLLM2_135M)
     assert config.rms_norm_eps == pytest.approx(published.rms_norm_eps)
     fields = {**vars_of(published), "rms_norm_eps": config.rms_norm_eps}
     assert vars_of(config) == fields
@@ -194,6 +166,16 @@ def test_yarn_is_read_from_the_header(tmp_path, write_gguf):
         ({"split.count": 3}, WeightLoadError, "is one of 3 parts; merge them into one file"),
         ({"llama.expert_count": 8}, ConfigError, "mixtures of experts are not supported"),
         ({"llama.rope.dimension_count": 8}, ConfigError, "partial_rotary_factor = 0.5"),
+        (
+            {"llama.rope.dimension_count": 4, "llama.attention.key_length": 16},
+            ConfigError,
+            "partial_rotary_factor = 0.25",
+        ),
+        (
+            {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.attn_factor": 0.5},
+            ConfigError,
+            "attn_factor = 0.5 is not supported; use the safetensors checkpoint",
+        ),
         ({"llama.attention.sliding_window": 64}, ConfigError, "sliding_window = 64"),
     ],
 )

@@ -193,7 +193,7 @@ def test_missing_shards_are_all_named(tmp_path, expected_structs):
 def test_a_broken_index(tmp_path, expected_structs, text):
     folder = make_tiny_llama(tmp_path, num_shards=2)
     (folder / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(WeightLoadError, match=r"index\.json is broken .*fetch the file again"):
+    with pytest.raises(WeightLoadError, match="the list of shards in .*fetch the file again"):
         load(folder, expected_structs)
 
 

@@ -1,0 +1,160 @@
+"""What /v1/completions and /v1/chat/completions refuse, and with which words."""
+
+import pytest
+from aiohttp.test_utils import TestClient
+from server.fake_llm import FakeLLM
+
+from jaxserve.errors import InvalidRequestError, OverloadedError
+
+CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+COMPLETE = {"prompt": "a b", "max_tokens": 3}
+TEXT = " Paris is the"
+
+
+async def post_v1(client: TestClient, path: str, body: object, status: int = 200) -> dict:
+    response = await client.post(f"/v1/{path}", json=body)
+    answer = await response.json()
+    assert response.status == status, answer
+    return answer
+
+
+REFUSED = [
+    ("chat/completions", {"messages": []}, "Messages cannot be empty."),
+    ("chat/completions", {}, "Messages cannot be empty."),
+    (
+        "chat/completions",
+        {"messages": [{"role": "king", "content": "a"}]},
+        "messages[0].role must be one of system, developer, user, assistant, tool, function, "
+        "got 'king'.",
+    ),
+    ("chat/completions", {"messages": [{"role": "user"}]}, "messages[0].content is missing."),
+    (
+        "chat/completions",
+        {"messages": [{"role": "user", "content": 3}]},
+        "messages[0].content must be a string or a list of parts, got int.",
+    ),
+    (
+        "chat/completions",
+        {"messages": [{"role": "user", "content": ["a"]}]},
+        "messages[0].content[0] must be an object with a type, such as text.",
+    ),
+    (
+        "chat/completions",
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        "messages[0].content[0].text must be a string.",
+    ),
+    (
+        "chat/completions",
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "`messages[0].content[0]` of type 'image_url' is not supported: the model takes text only.",
+    ),
+    (
+        "chat/completions",
+        CHAT | {"tools": [{"type": "function"}]},
+        "`tools` is not supported: the model's tool calls are not parsed. Leave it away or send "
+        'tool_choice "none".',
+    ),
+    (
+        "chat/completions",
+        CHAT | {"tool_choice": "required"},
+        "Tools cannot be empty if tool choice is set to required.",
+    ),
+    (
+        "chat/completions",
+        CHAT | {"tool_choice": {"type": "function"}},
+        "Tools cannot be empty if tool choice is set to a specific tool.",
+    ),
+    (
+        "chat/completions",
+        CHAT | {"response_format": {"type": "json_object"}},
+        "`response_format` 'json_object' is not supported: output cannot be constrained to a "
+        'grammar. Leave it away or send {"type": "text"}.',
+    ),
+    (
+        "chat/completions",
+        CHAT | {"max_tokens": 513},
+        "max_completion_tokens is too large: 513.This model supports at most 512 completion "
+        "tokens.",
+    ),
+    ("completions", COMPLETE | {"prompt": ""}, "Prompt cannot be empty"),
+    ("completions", COMPLETE | {"prompt": []}, "Prompt cannot be empty"),
+    (
+        "completions",
+        COMPLETE | {"best_of": 3},
+        "`best_of` 3 is larger than n=1: ranking is not supported. Leave it away and raise n.",
+    ),
+    (
+        "completions",
+        COMPLETE | {"echo": True, "logprobs": 0},
+        "`echo` together with `logprobs` is not supported: logprobs of prompt tokens are not "
+        "returned. Leave one of them away.",
+    ),
+    (
+        "completions",
+        COMPLETE | {"suffix": "x"},
+        "`suffix` is not supported: the model does not fill in the middle. Leave it away or send "
+        "null.",
+    ),
+    (
+        "completions",
+        COMPLETE | {"temperature": "nan"},
+        "temperature must be a non-negative finite number, got nan.",
+    ),
+    ("completions", COMPLETE | {"top_p": 1.5}, "top_p must be in (0, 1], got 1.5."),
+    ("completions", COMPLETE | {"top_k": 0}, "top_k must be -1 (disable) or at least 1, got 0."),
+    (
+        "completions",
+        COMPLETE | {"logit_bias": {"x": 1}},
+        "logit_bias maps token ids to numbers; 'x' is not a token id",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "message"), REFUSED)
+async def test_refused_values(client: TestClient, path: str, body: dict, message: str) -> None:
+    for streamed in (False, True):
+        answer = await post_v1(client, path, body | {"stream": streamed}, 400)
+        assert answer == {
+            "object": "error", "message": message, "type": "BadRequestError", "param": None,
+            "code": 400,
+        }  # fmt: skip
+    assert (await post_v1(client, "completions", COMPLETE))["choices"][0]["text"] == TEXT
+
+
+@pytest.mark.parametrize("name", ["regex", "ebnf", "json_schema", "stop_regex", "lora_path"])
+async def test_unsupported_fields_are_named(client: TestClient, name: str) -> None:
+    for path, body in (("chat/completions", CHAT), ("completions", COMPLETE)):
+        answer = await post_v1(client, path, body | {name: "x"}, 400)
+        assert answer["message"].startswith(f"`{name}` is not supported: ")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (CHAT | {"messages": "hello"}, ("list_type", "('body', 'messages')")),
+        (CHAT | {"temperature": "hot"}, ("float_parsing", "('body', 'temperature')")),
+        (CHAT | {"n": 0}, ("greater_than_equal", "('body', 'n')")),
+        (CHAT | {"stream": [], "seed": "x"}, ("'stream'", "'seed'")),
+    ],
+)
+async def test_wrong_types_are_all_named(
+    client: TestClient, body: dict, words: tuple[str, ...]
+) -> None:
+    answer = await post_v1(client, "chat/completions", body, 400)
+    assert (answer["object"], answer["type"], answer["code"]) == ("error", "Bad Request", 400)
+    assert all(word in answer["message"] for word in words)
+
+
+async def test_a_missing_prompt_is_named(client: TestClient) -> None:
+    answer = await post_v1(client, "completions", {}, 400)
+    assert "'missing'" in answer["message"]
+    assert "('body', 'prompt')" in answer["message"]
+
+
+async def test_refusals_of_the_llm(client: TestClient, llm: FakeLLM) -> None:
+    llm.refuse = InvalidRequestError("too long")
+    answer = await post_v1(client, "chat/completions", CHAT | {"stream": True}, 400)
+    assert (answer["message"], answer["type"]) == ("too long", "BadRequestError")
+    llm.refuse = OverloadedError("The request queue is full.")
+    answer = await post_v1(client, "chat/completions", CHAT, 503)
+    assert (answer["message"], answer["type"]) == ("The request queue is full.", "503")
