@@ -202,11 +202,12 @@ class Engine:
             case _Abort(rid):
                 output = self._scheduler.abort(rid)
                 if output is not None:
-                    self._deliver([output])
                     self._report.refresh()
+                    self._deliver([output])
             case _FlushCache(done):
-                done.set_result(self._scheduler.flush_cache())
+                is_flushed = self._scheduler.flush_cache()
                 self._report.refresh()
+                done.set_result(is_flushed)
             case _Stop():
                 self._is_stopping = True
 

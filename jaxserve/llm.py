@@ -122,7 +122,11 @@ class LLM:
 
     def decode_token(self, token_id: int) -> str:
         """The text of one token by itself, special tokens written out."""
-        return self._tokenizer.decode((token_id,), skip_special_tokens=False)
+        return self.decode((token_id,))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special tokens written out."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
     # --- streams ---
 

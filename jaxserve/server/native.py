@@ -49,8 +49,8 @@ async def _submit(state: ServerState, body: GenerateBody, opened: OpenStreams) -
     """Submit every prompt; return whether the answer is a list."""
     calls, n = body.calls()
     for call in calls:
-        opened.add(
-            await state.llm.submit(
+        await opened.add(
+            state.llm.submit(
                 call.prompt,
                 call.params,
                 rid=call.rid,
@@ -124,7 +124,7 @@ async def health_generate(request: web.Request) -> web.Response:
     try:
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
             with OpenStreams() as opened:
-                opened.add(await state.llm.submit("a", params, rid=rid))
+                await opened.add(state.llm.submit("a", params, rid=rid))
                 async for _ in results(opened.streams):
                     pass
     except (JaxserveError, TimeoutError):

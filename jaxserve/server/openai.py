@@ -193,8 +193,7 @@ def _prefixes(
 ) -> tuple[str, ...]:
     if not body.echo:
         return ("",) * (len(prompts) * body.n)
-    decode = state.llm.decode_token
-    texts = [p if isinstance(p, str) else "".join(map(decode, p)) for p in prompts]
+    texts = [p if isinstance(p, str) else state.llm.decode(p) for p in prompts]
     return tuple(text for text in texts for _ in range(body.n))
 
 
@@ -237,8 +236,8 @@ async def _submit(
     opened: OpenStreams,
 ) -> None:
     for i, prompt in enumerate(prompts):
-        opened.add(
-            await llm.submit(
+        await opened.add(
+            llm.submit(
                 prompt,
                 params,
                 rid=rid if len(prompts) == 1 else f"{rid}_{i}",

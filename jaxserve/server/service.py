@@ -101,6 +101,8 @@ class TextService(Protocol):
 
     def decode_token(self, token_id: int) -> str: ...
 
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
     async def submit(
         self,
         prompt: str | Sequence[int],

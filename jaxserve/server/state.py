@@ -1,6 +1,7 @@
 """What the handlers share: the LLM once it exists, and whether it may be asked for something."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
@@ -88,15 +89,22 @@ STATE: web.AppKey[ServerState] = web.AppKey("state", ServerState)
 class OpenStreams:
     """The streams of one HTTP request, all closed when its handler ends for whatever reason."""
 
+    TURN = 16  # prompts tokenized before other requests get the event loop
+
     def __init__(self) -> None:
         self.streams: list[TextStream] = []
         self._stack = ExitStack()
+        self._num_added = 0
 
-    def add(self, streams: Sequence[TextStream]) -> None:
-        """Own ``streams`` from here on."""
+    async def add(self, submitting: Awaitable[Sequence[TextStream]]) -> None:
+        """Own the streams that ``submitting`` returns, from then on."""
+        streams = await submitting
         self.streams += streams
         for stream in streams:
             self._stack.callback(stream.close)
+        self._num_added += 1
+        if self._num_added % self.TURN == 0:
+            await asyncio.sleep(0)
 
     def __enter__(self) -> "OpenStreams":
         return self

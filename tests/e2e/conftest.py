@@ -4,10 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from e2e.live_server import LiveServer, launched
-
-# Few buckets and a small pool: quick to start on two cores, and easy to fill.
-SMALL = "--max-running-requests 8 --context-length 512"
+from e2e.live_server import SMALL, LiveServer, launched
 
 
 @pytest.fixture(scope="session")

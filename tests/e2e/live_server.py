@@ -14,6 +14,8 @@ import requests
 from jaxserve.utils import launch_server_cmd, terminate_process, wait_for_server
 
 START_TIMEOUT_S = 300.0
+# Few buckets and a small pool: quick to start on two cores, and easy to fill.
+SMALL = "--max-running-requests 8 --context-length 512"
 
 
 @dataclass(frozen=True)

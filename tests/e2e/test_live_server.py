@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import requests
-from e2e.live_server import LiveServer, launched
+from e2e.live_server import SMALL, LiveServer, launched
+
+from jaxserve.utils import launch_server_cmd, terminate_process
 
 LONG = {"max_new_tokens": 200, "ignore_eos": True, "temperature": 0}
 
@@ -78,8 +80,8 @@ def test_a_repeated_prompt_is_cached_until_the_cache_is_flushed(tiny_server: Liv
 
 def test_sigterm_drains_and_exits_0(tiny_checkpoint: Path, tmp_path: Path) -> None:
     flags = (
-        f"--model-path {tiny_checkpoint} --max-running-requests 4 --max-total-tokens 512 "
-        "--api-compat 0.3 --api-key secret"
+        f"--model-path {tiny_checkpoint} {SMALL} --max-total-tokens 256 --api-compat 0.3 "
+        "--api-key secret"
     )
     with launched(tmp_path / "log", flags) as server:
         headers = {"Authorization": "Bearer secret"}
@@ -99,6 +101,24 @@ def test_sigterm_drains_and_exits_0(tiny_checkpoint: Path, tmp_path: Path) -> No
         assert last["finish_reason"] == {"type": "length", "length": 200}
         assert server.process.wait(30) == 0
     assert "Drained." in server.log
+
+
+def test_sigterm_while_starting_exits_0_at_once(tiny_checkpoint: Path) -> None:
+    process, port = launch_server_cmd(
+        f"python3 -m jaxserve.launch --model-path {tiny_checkpoint} {SMALL}"
+    )
+    try:
+        while True:
+            try:
+                status = requests.get(f"http://127.0.0.1:{port}/health", timeout=10).status_code
+                break
+            except requests.ConnectionError:
+                time.sleep(0.02)
+        assert status == 503
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    finally:
+        terminate_process(process)
 
 
 def test_a_slow_reader_does_not_hold_up_the_others(tiny_server: LiveServer) -> None:

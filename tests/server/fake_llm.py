@@ -79,6 +79,9 @@ class FakeLLM:
     def decode_token(self, token_id: int) -> str:
         return WORDS[token_id % len(WORDS)]
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(map(self.decode_token, token_ids))
+
     async def submit(
         self, prompt: str | Sequence[int], params: SamplingParams, *, rid: str | None = None,
         n: int = 1, priority: int = 0, clamp_max_new_tokens: bool | None = None,

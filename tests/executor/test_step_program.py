@@ -1,0 +1,219 @@
+"""The compiled step itself: in place, no copy of pool or weights, no growth with the pool."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxserve.batch import Bucket, Mode, SamplingArrays, StepInputs
+from jaxserve.config import DeviceInfo, EngineConfig, resolve
+from jaxserve.errors import ConfigError
+from jaxserve.executor import ModelRunner, build_runner, plan_memory
+from jaxserve.executor.packing import pack, packed_len, unpack
+from jaxserve.executor.sampler import sampling_from
+from jaxserve.model_config import ModelConfig
+from jaxserve.weights import resolve_source
+
+DEVICE = DeviceInfo("cpu", "cpu", 8 * 2**30, 2)
+DECODE = Bucket(Mode.DECODE, 4, 4, 8)
+EXTEND = Bucket(Mode.EXTEND, 32, 2, 8)
+NUM_PAGES = 4096
+
+
+def make_runner(checkpoint: Path, *, num_pages: int, dtype: str = "float32") -> ModelRunner:
+    source = resolve_source(str(checkpoint))
+    model_config = ModelConfig.from_hf(source.hf_config)
+    config = EngineConfig(dtype=dtype, max_running_requests=4, context_length=128)
+    config = resolve(config, model_config, DEVICE)
+    return build_runner(
+        config, model_config, source, DEVICE, num_pages=num_pages, buckets=(DECODE, EXTEND)
+    )
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def runner(request: pytest.FixtureRequest, tiny_checkpoint: Path) -> Iterator[ModelRunner]:
+    yield make_runner(tiny_checkpoint, num_pages=NUM_PAGES, dtype=request.param)
+
+
+def neutral_sampling(bucket: Bucket) -> SamplingArrays:
+    rows = bucket.num_rows
+    return SamplingArrays(
+        samples=np.ones(rows, np.bool_),
+        temperature=np.zeros(rows, np.float32),
+        top_k=np.zeros(rows, np.int32),
+        top_p=np.ones(rows, np.float32),
+        min_p=np.zeros(rows, np.float32),
+        frequency_penalty=np.zeros(rows, np.float32),
+        presence_penalty=np.zeros(rows, np.float32),
+        repetition_penalty=np.ones(rows, np.float32),
+        seeds=np.arange(2 * rows, dtype=np.uint32).reshape(rows, 2) + np.uint32(2**31),
+        min_lens=np.zeros(rows, np.int32),
+        has_logit_bias=np.zeros(rows, np.bool_),
+        wants_logprobs=np.zeros(rows, np.bool_),
+    )
+
+
+def random_inputs(bucket: Bucket) -> StepInputs:
+    rng = np.random.default_rng(0)
+
+    def ints(*shape: int) -> np.ndarray:
+        return rng.integers(0, 100, shape).astype(np.int32)
+
+    return StepInputs(
+        bucket=bucket,
+        token_ids=ints(bucket.num_tokens),
+        positions=ints(bucket.num_tokens),
+        write_slots=ints(bucket.num_tokens),
+        page_table=ints(bucket.num_rows, bucket.pages_per_row),
+        kv_lens=ints(bucket.num_rows),
+        q_starts=ints(bucket.num_rows + 1),
+        row_slots=ints(bucket.num_rows),
+        sampling=replace(
+            neutral_sampling(bucket),
+            temperature=rng.random(bucket.num_rows, np.float32),
+            wants_logprobs=np.asarray([True] + [False] * (bucket.num_rows - 1)),
+        ),
+    )
+
+
+@pytest.mark.parametrize("bucket", [DECODE, EXTEND], ids=["decode", "extend"])
+def test_packing_is_undone(bucket: Bucket) -> None:
+    inputs = random_inputs(bucket)
+    packed = pack(inputs)
+    assert packed.shape == (packed_len(bucket),)
+    got = jax.jit(lambda x: vars_of(unpack(x, bucket)))(packed)
+    for name in ("positions", "write_slots", "page_table", "kv_lens", "q_starts", "row_slots"):
+        np.testing.assert_array_equal(got[name], getattr(inputs, name))
+    if bucket.mode is Mode.EXTEND:
+        np.testing.assert_array_equal(got["token_ids"], inputs.token_ids)
+    expected = sampling_from(inputs.sampling)
+    for name, value in vars_of(expected).items():
+        np.testing.assert_array_equal(vars_of(got["sampling"])[name], value, err_msg=name)
+
+
+def vars_of(record: object) -> dict[str, object]:
+    return {name: getattr(record, name) for name in type(record).__dataclass_fields__}
+
+
+def program_of(runner: ModelRunner, bucket: Bucket) -> jax.stages.Compiled:
+    return runner.lower_step(bucket).compile()
+
+
+@pytest.mark.parametrize("bucket", [DECODE, EXTEND], ids=["decode", "extend"])
+def test_state_is_updated_in_place(runner: ModelRunner, bucket: Bucket) -> None:
+    memory = program_of(runner, bucket).memory_analysis()
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(runner._state))
+    assert memory.alias_size_in_bytes == state_bytes
+    kv_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(runner._state.kv))
+    assert memory.temp_size_in_bytes < kv_bytes / 10
+
+
+@pytest.mark.parametrize("bucket", [DECODE, EXTEND], ids=["decode", "extend"])
+def test_no_copy_of_pool_or_weight_size(runner: ModelRunner, bucket: Bucket) -> None:
+    """Nothing in the optimised HLO moves an array shaped as a weight, or as large as a pool."""
+    shapes = moved_shapes(program_of(runner, bucket).as_text())
+    weights = {leaf.shape for leaf in runner._leaves if leaf.ndim == 2}
+    assert not shapes & (weights | {shape[::-1] for shape in weights})
+    pool = runner._state.kv.k[0].size
+    assert max(map(np.prod, shapes)) < pool / 10
+
+
+def moved_shapes(text: str) -> set[tuple[int, ...]]:
+    """The shape of every array that an instruction copies, slices, transposes or converts.
+
+    What stands inside a fusion is computed element by element and never stored, so only the
+    result of a fusion counts, when the fusion is named after such an instruction.
+    """
+    shapes = set()
+    for computation in re.split(r"\n(?=%|ENTRY)", text):
+        if computation.startswith("%fused_computation"):
+            continue
+        for name, shape, operation in re.findall(
+            r"%(\S+) = \w+\[([\d,]+)\]\S* ([\w-]+)\(", computation
+        ):
+            moves = ("copy", "dynamic-slice", "transpose", "convert")
+            if operation in moves or (operation == "fusion" and name.startswith(moves)):
+                shapes.add(tuple(int(size) for size in shape.split(",")))
+    return shapes
+
+
+def test_a_planted_copy_is_seen() -> None:
+    """The law above would be worthless if it held for a program that does copy its pool."""
+    pool = jax.ShapeDtypeStruct((64, 2, 16, 16), jnp.float32)
+    copied = jax.jit(lambda k: (k.at[0].set(1.0), k.sum()), donate_argnums=0).lower(pool)
+    assert pool.shape in moved_shapes(copied.compile().as_text())
+
+
+def test_temp_memory_does_not_grow_with_the_pool(tiny_checkpoint: Path) -> None:
+    small = make_runner(tiny_checkpoint, num_pages=64)
+    large = make_runner(tiny_checkpoint, num_pages=8192)
+    for bucket in (DECODE, EXTEND):
+        temps = [
+            program_of(runner, bucket).memory_analysis().temp_size_in_bytes
+            for runner in (small, large)
+        ]
+        assert temps[0] == temps[1]
+
+
+def test_one_trace_per_bucket(runner: ModelRunner) -> None:
+    before = runner.num_traces
+    for bucket in (DECODE, EXTEND, DECODE):
+        inputs = replace(random_inputs(bucket), kv_lens=np.zeros(bucket.num_rows, np.int32),
+                         q_starts=np.zeros(bucket.num_rows + 1, np.int32),
+                         write_slots=np.zeros(bucket.num_tokens, np.int32),
+                         row_slots=np.zeros(bucket.num_rows, np.int32))  # fmt: skip
+        runner.launch(inputs).fetch()
+    assert runner.num_traces == before
+
+
+MODEL = ModelConfig(
+    model_type="llama", architectures=("LlamaForCausalLM",), vocab_size=1000, hidden_size=64,
+    intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,
+    rms_norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, context_len=512,
+    tie_word_embeddings=True, attention_bias=False, mlp_bias=False, hidden_act="silu",
+    eos_token_ids=(2,), bos_token_id=1, dtype="bfloat16",
+)  # fmt: skip
+
+
+def memory_of(free_bytes: int, **fields: object):
+    config = resolve(EngineConfig(max_running_requests=4, **fields), MODEL, DEVICE)
+    return plan_memory(
+        config, MODEL, weight_bytes=1_000_000, free_bytes=free_bytes, platform="cpu"
+    )
+
+
+def test_memory_plan_adds_up() -> None:
+    plan = memory_of(20_000_000, mem_fraction_static=0.5)
+    assert plan.bytes_per_token == 2 * 2 * 2 * 16 * 4
+    assert plan.slot_bytes == 5 * (1000 * 8 + 4)
+    used = plan.weight_bytes + plan.slot_bytes + plan.kv_bytes
+    assert used <= 10_000_000
+    # either it is full to the last page, or every row fits at full length
+    assert plan.num_pages == 4 * 32 + 1 or used > 10_000_000 - 16 * plan.bytes_per_token
+
+
+def test_max_total_tokens_sets_the_pool() -> None:
+    plan = memory_of(20_000_000, max_total_tokens=100)
+    assert (plan.num_tokens, plan.num_pages) == (96, 7)
+
+
+def test_pool_that_does_not_fit_is_refused_with_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"no room for the KV pool.*--mem-fraction-static"):
+        memory_of(1_040_000)
+    with pytest.raises(ConfigError, match=r"no room for the KV pool.*--max-total-tokens"):
+        memory_of(20_000_000, max_total_tokens=10**7)
+
+
+def test_weights_enter_as_arguments(runner: ModelRunner) -> None:
+    """A weight closed over would be a constant of the program, copied into every bucket."""
+    assert all(isinstance(leaf, jax.Array) for leaf in runner._leaves)
+    text = runner.lower_step(DECODE).as_text()
+    constants = re.findall(r"stablehlo\.constant dense<[^>]*> : tensor<([\dx]+)x[a-z]", text)
+    largest = max((int(np.prod([int(n) for n in c.split("x")])) for c in constants), default=0)
+    assert largest < 1000
+    assert jnp.dtype(runner._leaves[0].dtype) in (jnp.float32, jnp.bfloat16)
