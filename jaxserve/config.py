@@ -150,8 +150,14 @@ def _check(config: EngineConfig, model: ModelConfig) -> None:
             f"--chunked-prefill-size must be -1 (off) or at least --page-size "
             f"({config.page_size}), got {chunk}"
         )
-    for name in ("max_running_requests", "prefill_max_requests", "max_extends_per_decode",
-                 "max_total_tokens", "max_queued_requests", "decode_log_interval"):
+    for name in (
+        "max_running_requests",
+        "prefill_max_requests",
+        "max_extends_per_decode",
+        "max_total_tokens",
+        "max_queued_requests",
+        "decode_log_interval",
+    ):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")

@@ -9,13 +9,12 @@ import asyncio
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from jaxserve.batch import Mode
 from jaxserve.config import EngineConfig, resolve
+from jaxserve.engine_report import EngineReport
 from jaxserve.errors import EngineDeadError, JaxserveError
 from jaxserve.executor import (
     ModelRunner,
@@ -23,6 +22,7 @@ from jaxserve.executor import (
     build_runner,
     device_info,
     enable_compilation_cache,
+    keep_freed_memory,
     make_model,
     plan_memory,
 )
@@ -99,7 +99,7 @@ class Engine:
         self._runner = runner
         self._mailbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._subscriptions: dict[str, _Subscription] = {}
-        self._report = _Report(scheduler, metrics, config, max_total_num_tokens)
+        self._report = EngineReport(scheduler, metrics, config, max_total_num_tokens)
         self._is_stopping = False
         self._lock = threading.Lock()  # a submit is either in the mailbox or refused at death
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
@@ -268,102 +268,6 @@ def _call_all(deliveries: list[tuple[Deliver, TokenOutput]]) -> None:
         deliver(output)
 
 
-class _Report:
-    """What the engine tells of itself: log lines, and the snapshot behind ``stats``."""
-
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        metrics: Metrics,
-        config: EngineConfig,
-        max_total_num_tokens: int,
-    ) -> None:
-        self._scheduler = scheduler
-        self._metrics = metrics
-        self._log_interval = config.decode_log_interval
-        self._capacity = max_total_num_tokens
-        self._num_steps = 0
-        self._num_decode_steps = 0
-        self._num_prefill_tokens = 0
-        self._num_decode_tokens = 0
-        self._throughput = 0.0
-        self._interval_start_s = time.monotonic()
-        self._interval_tokens = 0
-        self.stats = EngineStats()
-        self.refresh()
-
-    def launched(self, plan: BatchPlan) -> None:
-        """A plan went to the device."""
-        if plan.mode is Mode.DECODE:
-            return
-        self._num_prefill_tokens += plan.num_new_tokens
-        logger.info(
-            "Prefill batch. #new-seq: %d, #new-token: %d, #cached-token: %d, token usage: %.2f, "
-            "#running-req: %d, #queue-req: %d",
-            plan.num_new_sequences,
-            plan.num_new_tokens,
-            plan.num_cached_tokens,
-            self.stats.token_usage,
-            self._scheduler.num_running,
-            self._scheduler.num_waiting,
-        )
-
-    def finished(self, plan: BatchPlan, num_tokens: int) -> None:
-        """A step's tokens are known."""
-        self._num_steps += 1
-        self._num_decode_tokens += num_tokens
-        self._interval_tokens += num_tokens
-        self.refresh()
-        if plan.mode is Mode.EXTEND:
-            return
-        self._num_decode_steps += 1
-        if self._num_decode_steps % self._log_interval == 0:
-            self._close_interval()
-            logger.info(
-                "Decode batch. #running-req: %d, #token: %d, token usage: %.2f, "
-                "gen throughput (token/s): %.2f, #queue-req: %d",
-                self.stats.num_running,
-                self.stats.num_used_tokens,
-                self.stats.token_usage,
-                self._throughput,
-                self.stats.num_waiting,
-            )
-
-    def idle(self) -> None:
-        """Nothing is left to do: idle time is not part of any throughput."""
-        self.refresh()
-        self._interval_start_s = time.monotonic()
-        self._interval_tokens = 0
-
-    def refresh(self) -> None:
-        """Take a new snapshot."""
-        pages = self._scheduler.stats()
-        used = pages.num_pages - 1 - pages.num_free_pages - pages.num_evictable_pages
-        self.stats = EngineStats(
-            num_running=pages.num_running,
-            num_waiting=pages.num_waiting,
-            num_used_tokens=used * pages.page_size,
-            num_evictable_tokens=pages.num_evictable_pages * pages.page_size,
-            max_total_num_tokens=self._capacity,
-            page_size=pages.page_size,
-            gen_throughput=self._throughput,
-            cache_hit_rate=pages.num_cached_tokens / max(1, pages.num_prompt_tokens),
-            num_retractions=pages.num_retractions,
-            num_steps_total=self._num_steps,
-            num_prefill_tokens_total=self._num_prefill_tokens,
-            num_cached_tokens_total=pages.num_cached_tokens,
-            num_decode_tokens_total=self._num_decode_tokens,
-            last_step_s=time.monotonic() if self._num_steps else 0.0,
-        )
-        self._metrics.step(self.stats)
-
-    def _close_interval(self) -> None:
-        now_s = time.monotonic()
-        self._throughput = self._interval_tokens / max(1e-9, now_s - self._interval_start_s)
-        self._interval_start_s = now_s
-        self._interval_tokens = 0
-
-
 def build_engine(
     config: EngineConfig, source: ModelSource, model_config: ModelConfig, metrics: Metrics
 ) -> Engine:
@@ -375,6 +279,8 @@ def build_engine(
     """
     cache_dir = enable_compilation_cache(config.compilation_cache_dir)
     device = device_info()
+    if device.platform == "cpu":
+        keep_freed_memory()
     config = resolve(config, model_config, device)
     assert config.context_length and config.chunked_prefill_size
     assert config.max_running_requests and config.prefill_max_requests
@@ -409,6 +315,4 @@ def build_engine(
         buckets=buckets,
         eos_token_ids=model_config.eos_token_ids,
     )
-    return Engine(
-        scheduler, runner, metrics, config=config, max_total_num_tokens=memory.num_tokens
-    )
+    return Engine(scheduler, runner, metrics, config=config, max_total_num_tokens=memory.num_tokens)

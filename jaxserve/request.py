@@ -3,6 +3,7 @@
 ``Request`` and ``TokenOutput`` speak tokens (engine), ``TextChunk`` speaks text (LLM).
 """
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -46,15 +47,26 @@ class SamplingParams:
     no_stop_trim: bool = False
 
     def __post_init__(self) -> None:
-        for problem in self._problems():
+        for problem in (
+            *self._length_problems(),
+            *self._logit_problems(),
+            *self._penalty_problems(),
+        ):
             raise InvalidRequestError(problem)
 
-    def _problems(self) -> Iterable[str]:
+    def _length_problems(self) -> Iterable[str]:
         maximum = self.max_new_tokens
         if maximum is not None and maximum < 0:
             yield f"max_new_tokens must be at least 0, got {maximum}."
         if self.min_new_tokens < 0 or (maximum is not None and self.min_new_tokens > maximum):
-            yield f"min_new_tokens must be in [0, max_new_tokens({maximum})], got {self.min_new_tokens}."
+            yield (
+                f"min_new_tokens must be in [0, max_new_tokens({maximum})], "
+                f"got {self.min_new_tokens}."
+            )
+        if len(self.stop) > MAX_STOP_STRINGS:
+            yield f"at most {MAX_STOP_STRINGS} stop strings are allowed, got {len(self.stop)}"
+
+    def _logit_problems(self) -> Iterable[str]:
         if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
             yield f"temperature must be a non-negative finite number, got {self.temperature}."
         if not 0.0 < self.top_p <= 1.0:
@@ -63,17 +75,6 @@ class SamplingParams:
             yield f"min_p must be in [0, 1], got {self.min_p}."
         if self.top_k < 0:
             yield f"top_k must be -1 (disable) or at least 1, got {self.top_k}."
-        for name in ("frequency_penalty", "presence_penalty"):
-            value = getattr(self, name)
-            if not -2.0 <= value <= 2.0:
-                yield f"{name} must be in [-2, 2], got {value}."
-        if not 0.0 < self.repetition_penalty <= 2.0:
-            yield (
-                "repetition_penalty must be in (0, 2] (1.0 = no penalty), "
-                f"got {self.repetition_penalty}."
-            )
-        if len(self.stop) > MAX_STOP_STRINGS:
-            yield f"at most {MAX_STOP_STRINGS} stop strings are allowed, got {len(self.stop)}"
         if any(not math.isfinite(bias) for _, bias in self.logit_bias):
             yield "logit_bias values must be finite numbers"
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
@@ -82,6 +83,17 @@ class SamplingParams:
             yield (
                 f"the number of top logprobs must be in [0, {MAX_TOP_LOGPROBS}], "
                 f"got {self.num_logprobs}."
+            )
+
+    def _penalty_problems(self) -> Iterable[str]:
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            if not -2.0 <= value <= 2.0:
+                yield f"{name} must be in [-2, 2], got {value}."
+        if not 0.0 < self.repetition_penalty <= 2.0:
+            yield (
+                "repetition_penalty must be in (0, 2] (1.0 = no penalty), "
+                f"got {self.repetition_penalty}."
             )
 
     @property

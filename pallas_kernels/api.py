@@ -116,7 +116,7 @@ def paged_extend_attention(
     )
 
 
-def _module(implementation: str | None):  # noqa: ANN202 - a module
+def _module(implementation: str | None):
     name = implementation or DEFAULT_IMPLEMENTATION
     if name not in IMPLEMENTATIONS:
         raise ValueError(

@@ -40,9 +40,7 @@ def paged_decode_attention(
     """One query per row, at the row's last position."""
     num_rows = q.shape[0]
     q_starts = jnp.arange(num_rows + 1, dtype=jnp.int32)
-    out = paged_extend_attention(
-        q, k_pages, v_pages, page_table, kv_lens, q_starts, scale=scale
-    )
+    out = paged_extend_attention(q, k_pages, v_pages, page_table, kv_lens, q_starts, scale=scale)
     return jnp.where((kv_lens > 0)[:, None, None], out, jnp.zeros((), out.dtype))
 
 

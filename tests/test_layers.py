@@ -31,7 +31,9 @@ ALLOWED: dict[str, set[str]] = {
     "weights": {"model_config", "errors", "models", "gguf_header"},
     "executor": {"batch", "config", "model_config", "errors", "models", "weights"},
     # owners
+    "engine_report": {"batch", "config", "metrics", "scheduler"},
     "engine": {
+        "engine_report",
         "request", "batch", "config", "model_config", "errors", "metrics", "scheduler",
         "executor", "weights",
     },

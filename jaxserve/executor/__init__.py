@@ -1,6 +1,6 @@
 """The only package that touches the device: numpy in, numpy out, one jitted call per step."""
 
-from jaxserve.executor.device import device_info, enable_compilation_cache
+from jaxserve.executor.device import device_info, enable_compilation_cache, keep_freed_memory
 from jaxserve.executor.kv_pool import MemoryPlan, plan_memory
 from jaxserve.executor.runner import ModelRunner, PendingStep, build_runner, make_model
 
@@ -11,6 +11,7 @@ __all__ = [
     "build_runner",
     "device_info",
     "enable_compilation_cache",
+    "keep_freed_memory",
     "make_model",
     "plan_memory",
 ]

@@ -92,7 +92,7 @@ def plan_memory(
         budget = free_bytes - weight_bytes - slot_bytes
     else:
         budget = int(free_bytes * config.mem_fraction_static) - weight_bytes - slot_bytes
-        num_pages = min(useful_pages, budget // page_bytes)
+        num_pages = min(useful_pages, _rounded_down(budget // page_bytes))
     if num_pages < 2 or num_pages * page_bytes > budget:
         raise ConfigError(
             f"no room for the KV pool: {free_bytes / GIB:.2f} GiB free, weights take "
@@ -110,6 +110,18 @@ def plan_memory(
         num_pages=num_pages,
         page_size=config.page_size,
     )
+
+
+def _rounded_down(num_pages: int) -> int:
+    """To a multiple of an eighth of the power of two below it.
+
+    The number of pages is in the shape of every program: if it followed the free memory to the
+    page, each start would miss the compilation cache of the last.
+    """
+    if num_pages < 16:
+        return num_pages
+    step = 1 << (num_pages.bit_length() - 4)
+    return num_pages // step * step
 
 
 def make_state(

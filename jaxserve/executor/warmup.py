@@ -33,14 +33,14 @@ class CompileCounter:
         """From here on nothing should be compiled."""
         self._frozen_at = self.total
 
-    def _listen(self, event: str, duration: float, **_: object) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event != _BACKEND_COMPILE_EVENT:
             return
         self.total += 1
         if self._frozen_at is not None:
             logger.warning(
                 "a program was compiled after warm-up (%.2f s); every request waited for it",
-                duration,
+                duration_secs,
             )
 
 

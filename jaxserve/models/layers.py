@@ -21,7 +21,7 @@ ACTIVATIONS = {
 }
 
 
-def activation(name: str):  # noqa: ANN201 - a function of one array
+def activation(name: str):
     """The activation that a config calls ``name``.
 
     Raises:

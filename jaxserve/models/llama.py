@@ -119,6 +119,6 @@ class Llama(nnx.Module):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run_layer(graph, params, x, pages, cos_sin, context):  # noqa: ANN001, ANN202
+def _run_layer(graph, params, x, pages, cos_sin, context):
     """One layer.  A jit of its own only so that equal layers are traced once, not L times."""
     return nnx.merge(graph, params)(x, pages, cos_sin, context)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,20 @@ from flax import nnx
 
 from jaxserve.errors import ConfigError
 from jaxserve.model_config import ModelConfig
+from jaxserve.models.attention import AttnContext, KVPool
 from jaxserve.models.llama import Llama
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {"llama": Llama}
+
+
+class Decoder(Protocol):
+    """The whole model API: hidden states of a step's tokens, logits of the rows that want them."""
+
+    def __call__(
+        self, token_ids: jax.Array, kv: KVPool, context: AttnContext
+    ) -> tuple[jax.Array, KVPool]: ...
+
+    def logits(self, hidden: jax.Array) -> jax.Array: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +39,7 @@ class Model:
     paths: tuple[str, ...]
     specs: tuple[jax.ShapeDtypeStruct, ...]
 
-    def bind(self, leaves: list[jax.Array]) -> nnx.Module:
+    def bind(self, leaves: list[jax.Array]) -> Decoder:
         """The module over ``leaves``; cheap, but only worth calling while tracing."""
         return nnx.merge(self.graph, jax.tree.unflatten(self.treedef, leaves))
 

@@ -124,7 +124,7 @@ def _longrope(
         )
     factor = scaling.attention_factor
     if factor is None:
-        ratio = scaling.factor if scaling.factor != 1.0 else config.context_len / trained
+        ratio = scaling.factor
         factor = 1.0 if ratio <= 1 else math.sqrt(1 + math.log(ratio) / math.log(trained))
     return base / stretch, factor
 

@@ -1,4 +1,4 @@
-"""The engine thread's promises: order, abort, refusal, death, and nothing compiled while serving."""
+"""The engine thread's promises: order, abort, refusal, death, and no compiling while serving."""
 
 import asyncio
 from collections.abc import Iterator

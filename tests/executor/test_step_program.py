@@ -182,9 +182,7 @@ MODEL = ModelConfig(
 
 def memory_of(free_bytes: int, **fields: object):
     config = resolve(EngineConfig(max_running_requests=4, **fields), MODEL, DEVICE)
-    return plan_memory(
-        config, MODEL, weight_bytes=1_000_000, free_bytes=free_bytes, platform="cpu"
-    )
+    return plan_memory(config, MODEL, weight_bytes=1_000_000, free_bytes=free_bytes, platform="cpu")
 
 
 def test_memory_plan_adds_up() -> None:

@@ -62,12 +62,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     "gelu_tanh": {"hidden_act": "gelu_pytorch_tanh"},
     "epsilon": {"rms_norm_eps": 1e-2},
     "theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
-    "linear": {
-        "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
-    },
-    "dynamic": {
-        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
-    },
+    "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    "dynamic": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}},
     "llama3": {"rope_parameters": LLAMA3},
     "yarn": {"rope_parameters": YARN},
     "yarn_untruncated": {"rope_parameters": {**YARN, "truncate": False, "beta_fast": 16.0}},

@@ -201,7 +201,9 @@ def test_write_kv_is_in_place() -> None:
     pages = jax.ShapeDtypeStruct((512, 2, 16, 8), jnp.float32)
     new = jax.ShapeDtypeStruct((4, 2, 8), jnp.float32)
     slots = jax.ShapeDtypeStruct((4,), jnp.int32)
-    compiled = jax.jit(write_kv, donate_argnums=(0, 1)).lower(pages, pages, new, new, slots).compile()
+    compiled = (
+        jax.jit(write_kv, donate_argnums=(0, 1)).lower(pages, pages, new, new, slots).compile()
+    )
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes == 2 * 512 * 2 * 16 * 8 * 4
     assert memory.temp_size_in_bytes < 64 * 1024

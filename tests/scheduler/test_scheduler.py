@@ -357,3 +357,8 @@ def test_stats_name_every_page():
     assert (stats.num_running, stats.num_waiting, stats.num_pages) == (1, 0, 65)
     assert (stats.num_cached_pages, stats.num_evictable_pages) == (2, 0)
     assert (stats.num_private_pages, stats.num_free_pages) == (1, 61)
+
+
+def test_config_must_be_resolved() -> None:
+    with pytest.raises(ValueError, match=r"is None; pass the config through resolve\(\) first"):
+        SchedulerConfig.from_engine(EngineConfig())

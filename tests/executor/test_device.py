@@ -1,0 +1,59 @@
+"""What the executor reads off the machine."""
+
+import ctypes
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from jaxserve.errors import ConfigError
+from jaxserve.executor import device_info, enable_compilation_cache, keep_freed_memory
+
+
+def test_cpu() -> None:
+    info = device_info()
+    assert info.platform == "cpu"
+    assert info.num_cores >= 1
+    assert 2**20 < info.free_bytes < 2**50
+
+
+@pytest.mark.parametrize(
+    ("stats", "free"), [({"bytes_limit": 100, "bytes_in_use": 40}, 60), ({}, None), (None, None)]
+)
+def test_gpu(
+    monkeypatch: pytest.MonkeyPatch, stats: dict[str, int] | None, free: int | None
+) -> None:
+    gpu = SimpleNamespace(platform="gpu", device_kind="NVIDIA X", memory_stats=lambda: stats)
+    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    if free is None:
+        with pytest.raises(ConfigError, match="NVIDIA X does not report its free memory"):
+            device_info()
+    else:
+        assert (device_info().platform, device_info().free_bytes) == ("cuda", free)
+
+
+def test_compilation_cache(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {}
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    folder = tmp_path / "cache"
+    assert enable_compilation_cache(str(folder)) == str(folder)
+    assert folder.is_dir()
+    assert settings["jax_compilation_cache_dir"] == str(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert enable_compilation_cache(None) == str(tmp_path / "jaxserve" / "compiled")
+    assert enable_compilation_cache("") == ""
+    assert settings["jax_enable_compilation_cache"] is False
+
+
+def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert keep_freed_memory() == ("mallopt" in dir_of_libc())
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    assert keep_freed_memory() is False
+
+
+def dir_of_libc() -> list[str]:
+    libc = ctypes.CDLL(None)
+    try:
+        return [libc.mallopt.__name__]
+    except AttributeError:
+        return []
