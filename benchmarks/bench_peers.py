@@ -20,7 +20,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from peer_engines import REPO, Engine, EngineFailedError, Workload, run_static, serving
+from peer_engines import (
+    REPO,
+    SERVED_NAME,
+    Engine,
+    EngineFailedError,
+    Workload,
+    run_static,
+    serving,
+)
 from peer_report import git_commit, hardware, is_ours, markdown, shown_command, today
 from serving_client import BACKENDS, Target, run, shortened
 from serving_metrics import summarise
@@ -46,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--output-len", type=int, default=128)
     what.add_argument("--waves", type=int, default=2, help="requests per concurrent client")
     what.add_argument("--host-waves", type=int, default=4)
+    what.add_argument("--temperature", type=float, default=0.0, help="0 = greedy")
+    what.add_argument("--host-temperature", type=float, default=0.0)
     what.add_argument("--rounds", type=int, default=3)
     what.add_argument("--quick", action="store_true", help="one round, one wave")
     who = parser.add_argument_group("engines; a peer takes part when its python is given")
@@ -121,6 +131,7 @@ def sections_of(args: argparse.Namespace) -> list[Workload]:
         model=args.model or "",
         concurrencies=tuple(args.concurrency),
         waves=1 if args.quick else args.waves,
+        temperature=args.temperature,
         **lengths,
     )
     host = Workload(
@@ -128,6 +139,7 @@ def sections_of(args: argparse.Namespace) -> list[Workload]:
         model=args.host_model or "",
         concurrencies=tuple(args.host_concurrency),
         waves=1 if args.quick else args.host_waves,
+        temperature=args.host_temperature,
         **lengths,
     )
     return [section for section in (dense, host) if section.model]
@@ -140,7 +152,12 @@ def measure_server(
     samples: list[dict[str, Any]] = []
     lengths = Lengths(workload.input_len, workload.output_len)
     with serving(engine, workload, log_file, timeout_s) as (base_url, startup_s):
-        target = Target(base_url=base_url, backend=engine.backend, model="bench")
+        target = Target(
+            base_url=base_url,
+            backend=engine.backend,
+            model=SERVED_NAME,
+            temperature=workload.temperature,
+        )
         for size in workload.concurrencies:
             # seeds differ, so that no prompt is in the prefix cache
             warm = random_workload(size, lengths, VOCAB_SIZE, seed + WARMUP_SEED + size)

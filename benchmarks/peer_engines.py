@@ -49,6 +49,7 @@ class Workload:
     input_len: int = 128
     output_len: int = 128
     waves: int = 2  # requests per concurrent client
+    temperature: float = 0.0  # 0 = greedy
 
     @property
     def context_len(self) -> int:
@@ -95,6 +96,7 @@ class Engine:
             "--input-len": workload.input_len,
             "--output-len": workload.output_len,
             "--waves": workload.waves,
+            "--temperature": workload.temperature,
             "--seed": seed,
         }
         pairs = [str(part) for pair in flags.items() for part in pair]

@@ -74,7 +74,8 @@ def _section(section: dict[str, Any], samples: Samples) -> list[str]:
     start_ups = medians(mine, "startup_s")
     gaps = medians(mine, "p99_itl_ms")
     shape = f"{section['input_len']} tokens in, {section['output_len']} out"
-    lines = [f"### {section['name']}: {shape}, output tok/s", ""]
+    sampling = f"temperature {section['temperature']:g}" if section["temperature"] else "greedy"
+    lines = [f"### {section['name']}: {shape}, {sampling}, output tok/s", ""]
     header = ["engine", *(f"concurrency {size}" for size in sizes)]
     header += [f"p99 ITL at {sizes[-1]} (ms)", "ready after (s)"]
     lines += [_row(header), _row(["---"] * len(header))]

@@ -3,7 +3,6 @@
 ``Request`` and ``TokenOutput`` speak tokens (engine), ``TextChunk`` speaks text (LLM).
 """
 
-import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -5,6 +5,6 @@ from pallas_kernels.api import (
     paged_extend_attention,
     write_kv,
 )
-from pallas_kernels.layout import KVLayout
+from pallas_kernels.layout import BF16_BITS, KVLayout
 
-__all__ = ["KVLayout", "paged_decode_attention", "paged_extend_attention", "write_kv"]
+__all__ = ["BF16_BITS", "KVLayout", "paged_decode_attention", "paged_extend_attention", "write_kv"]

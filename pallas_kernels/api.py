@@ -22,6 +22,7 @@ def write_kv(
 
     Args:
         k_pages, v_pages: pools ``[P, K, page_size, H]``; donate them to update in place.
+            A pool of dtype uint16 (``BF16_BITS``) holds the bits of bfloat16.
         k, v: ``[T, K, H]``, cast to the pool's dtype.
         write_slots: ``i32[T]``, ``page * page_size + offset``; padding points at page 0.
         implementation: "xla", "reference" or None for the default.

@@ -11,6 +11,33 @@ and no row with a length owns it.  A *write slot* is ``page * page_size + offset
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
+from jax import lax
+
+# A pool of this dtype holds the bits of bfloat16.  XLA:CPU widens a bf16 scatter, and with it the
+# whole pool, to f32; integers it scatters where they lie (6 µs instead of 3.7 ms for 2048 pages
+# of [3, 16, 64]), at half the bytes of f32.
+BF16_BITS = jnp.dtype(jnp.uint16)
+
+
+def to_stored(values: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Keys or values as a pool of ``dtype`` holds them."""
+    if dtype == BF16_BITS:
+        return lax.bitcast_convert_type(values.astype(jnp.bfloat16), jnp.uint16)
+    return values.astype(dtype)
+
+
+def from_stored(tiles: jax.Array) -> jax.Array:
+    """What a pool holds as numbers: f32 from bf16 bits, anything else as it is."""
+    if tiles.dtype == BF16_BITS:
+        # bf16 is the upper half of f32
+        return lax.bitcast_convert_type(tiles.astype(jnp.uint32) << 16, jnp.float32)
+    return tiles
+
+
+def compute_dtype(stored: jnp.dtype) -> jnp.dtype:
+    """The dtype of ``from_stored`` of a pool of dtype ``stored``."""
+    return jnp.dtype(jnp.float32) if stored == BF16_BITS else jnp.dtype(stored)
 
 
 @dataclass(frozen=True, slots=True)

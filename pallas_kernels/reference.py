@@ -8,7 +8,7 @@ Statistics and accumulation are f32 whatever the inputs are.
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.layout import KVLayout
+from pallas_kernels.layout import KVLayout, from_stored, to_stored
 
 MASKED = -1e30  # finite: a row with nothing to attend to must not turn into NaN
 
@@ -23,8 +23,8 @@ def write_kv(
     """Store one key and value per token; of two equal slots an unspecified one wins."""
     page_size = KVLayout.of(k_pages).page_size
     pages, offsets = write_slots // page_size, write_slots % page_size
-    k_pages = k_pages.at[pages, :, offsets].set(k.astype(k_pages.dtype))
-    v_pages = v_pages.at[pages, :, offsets].set(v.astype(v_pages.dtype))
+    k_pages = k_pages.at[pages, :, offsets].set(to_stored(k, k_pages.dtype))
+    v_pages = v_pages.at[pages, :, offsets].set(to_stored(v, v_pages.dtype))
     return k_pages, v_pages
 
 
@@ -68,7 +68,7 @@ def paged_extend_attention(
     position = kv_lens[row] - q_lens[row] + tokens - q_starts[row]  # [T]
 
     def rows_of(pages: jax.Array) -> jax.Array:  # -> f32[B, S, N, H]
-        tiles = pages[page_table]  # [B, W, K, page_size, H]
+        tiles = from_stored(pages[page_table])  # [B, W, K, page_size, H]
         tiles = tiles.transpose(0, 1, 3, 2, 4).reshape(
             num_rows, context, layout.num_kv_heads, head_dim
         )

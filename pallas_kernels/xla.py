@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.layout import KVLayout
+from pallas_kernels.layout import KVLayout, compute_dtype, from_stored, to_stored
 from pallas_kernels.reference import MASKED
 
 KV_BLOCK = 128  # tokens of a row brought in at a time
@@ -27,8 +27,8 @@ def write_kv(
     page_size = KVLayout.of(k_pages).page_size
     pages, offsets = write_slots // page_size, write_slots % page_size
     return (
-        k_pages.at[pages, :, offsets].set(k.astype(k_pages.dtype), mode="promise_in_bounds"),
-        v_pages.at[pages, :, offsets].set(v.astype(v_pages.dtype), mode="promise_in_bounds"),
+        k_pages.at[pages, :, offsets].set(to_stored(k, k_pages.dtype), mode="promise_in_bounds"),
+        v_pages.at[pages, :, offsets].set(to_stored(v, v_pages.dtype), mode="promise_in_bounds"),
     )
 
 
@@ -47,7 +47,7 @@ def paged_decode_attention(
     group = num_heads // layout.num_kv_heads
     table, pages_per_block = _whole_blocks(page_table, layout.page_size)
     block = pages_per_block * layout.page_size
-    queries = _scaled(q, scale, k_pages.dtype).reshape(
+    queries = _scaled(q, scale, compute_dtype(k_pages.dtype)).reshape(
         num_rows, layout.num_kv_heads, group, head_dim
     )
     offsets = jnp.arange(block, dtype=jnp.int32)
@@ -90,7 +90,7 @@ def paged_extend_attention(
     group = num_heads // layout.num_kv_heads
     table, pages_per_block = _whole_blocks(page_table, layout.page_size)
     block = pages_per_block * layout.page_size
-    queries = jnp.pad(_scaled(q, scale, k_pages.dtype), ((0, tile), (0, 0), (0, 0)))
+    queries = jnp.pad(_scaled(q, scale, compute_dtype(k_pages.dtype)), ((0, tile), (0, 0), (0, 0)))
     q_lens = q_starts[1:] - q_starts[:-1]  # [B]
     tile_ends = jnp.cumsum((q_lens + tile - 1) // tile, dtype=jnp.int32)  # [B]
     tile_offsets = jnp.arange(tile, dtype=jnp.int32)
@@ -150,7 +150,7 @@ def _gather_tiles(pages: jax.Array, ids: jax.Array) -> jax.Array:
     flat = pages.reshape(layout.num_pages * layout.num_kv_heads, tile)
     tiles = flat.at[index].get(mode="promise_in_bounds")  # [B, K, W, page_size * H]
     rows, pages_per_row = ids.shape
-    return tiles.reshape(
+    return from_stored(tiles).reshape(
         rows, layout.num_kv_heads, pages_per_row * layout.page_size, layout.head_dim
     )
 

