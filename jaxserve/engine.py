@@ -138,6 +138,7 @@ class Engine:
     def flush_cache(self) -> Future[bool]:
         """Forget all cached prefixes; False when anything is running or waiting."""
         done: Future[bool] = Future()
+        done.set_running_or_notify_cancel()  # a caller that goes away must not cancel it
         with self._lock:
             if self.is_alive:
                 self._mailbox.put(_FlushCache(done))

@@ -77,6 +77,8 @@ def _wrong_type(value: object, expected: str) -> SamplingFieldError:
         what = f'string "{text}"'
     elif isinstance(value, Mapping):
         what = "map"
+    elif value is None:
+        what = "null"
     else:
         what = "sequence" if isinstance(value, (list, tuple)) else type(value).__name__
     return SamplingFieldError(f"invalid type: {what}, expected {expected}")

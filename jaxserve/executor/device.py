@@ -1,6 +1,8 @@
 """What device there is, how much of it is free, and where compiled steps are kept."""
 
 import ctypes
+import errno
+import logging
 import os
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import psutil
 
 from jaxserve.config import DeviceInfo
 from jaxserve.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 # from glibc's malloc.h
 _M_TRIM_THRESHOLD = -1
@@ -43,19 +47,42 @@ def enable_compilation_cache(folder: str | None) -> str:
     """Keep compiled steps in ``folder`` ("" = do not), so that the next start is quick.
 
     Returns:
-        The folder in use, or "".
+        The folder in use, or "": the default one is done without where it cannot be written.
+
+    Raises:
+        ConfigError: a folder that was asked for cannot be written.
     """
-    if folder == "":
+    path = _default_cache_dir() if folder is None else folder
+    problem = _problem_with(path) if path else None
+    if problem is not None and folder is not None:
+        raise ConfigError(
+            f"--compilation-cache-dir {folder} cannot be used: {problem}; name a folder that can "
+            'be written, or "" to compile anew at every start'
+        )
+    if problem is not None:
+        logger.warning("no compilation cache, so every start compiles anew: %s: %s", path, problem)
+        path = ""
+    if not path:
         jax.config.update("jax_enable_compilation_cache", False)
         return ""
-    if folder is None:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        folder = os.path.join(base, "jaxserve", "compiled")
-    os.makedirs(folder, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_compilation_cache_dir", path)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-    return folder
+    return path
+
+
+def _default_cache_dir() -> str:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "jaxserve", "compiled")
+
+
+def _problem_with(folder: str) -> str | None:
+    """Why ``folder`` cannot be written, after an attempt to make it; None when it can."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        return error.strerror
+    return None if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
 
 
 def keep_freed_memory() -> bool:

@@ -92,7 +92,7 @@ def plan_memory(
         budget = free_bytes - weight_bytes - slot_bytes
     else:
         budget = int(free_bytes * config.mem_fraction_static) - weight_bytes - slot_bytes
-        num_pages = min(useful_pages, _rounded_down(budget // page_bytes))
+        num_pages = min(useful_pages, _rounded_down(budget // page_bytes, platform))
     if num_pages < 2 or num_pages * page_bytes > budget:
         raise ConfigError(
             f"no room for the KV pool: {free_bytes / GIB:.2f} GiB free, weights take "
@@ -112,15 +112,15 @@ def plan_memory(
     )
 
 
-def _rounded_down(num_pages: int) -> int:
-    """To a multiple of an eighth of the power of two below it.
+def _rounded_down(num_pages: int, platform: str) -> int:
+    """To few significant bits: a power of two on CPU, 1/32 steps elsewhere.
 
     The number of pages is in the shape of every program: if it followed the free memory to the
-    page, each start would miss the compilation cache of the last.
+    page, each start would miss the compilation cache of the last.  A host's free memory moves
+    by gigabytes between starts, a GPU's hardly at all.
     """
-    if num_pages < 16:
-        return num_pages
-    step = 1 << (num_pages.bit_length() - 4)
+    significant_bits = 1 if platform == "cpu" else 6
+    step = 1 << max(0, num_pages.bit_length() - significant_bits)
     return num_pages // step * step
 
 

@@ -18,10 +18,15 @@ async def read_object(request: web.Request) -> JsonObject:
     """The body as a JSON object.
 
     Raises:
-        BodyError: it is not JSON (NaN and Infinity are not), or not an object.
+        BodyError: it is not JSON (NaN and Infinity are not), not an object, or badly encoded.
         web.HTTPRequestEntityTooLarge: it is longer than ``max_body_bytes``.
     """
-    raw = await request.read()
+    try:
+        raw = await request.read()
+    except web.RequestPayloadError:
+        raise BodyError(
+            "The body cannot be read: it is not what its Content-Encoding or Transfer-Encoding says"
+        ) from None
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -76,5 +81,5 @@ def refuse_unsupported(body: Mapping[str, object], unsupported: Mapping[str, str
 
 def _asks_for_something(value: object) -> bool:
     if isinstance(value, list):
-        return any(_asks_for_something(item) for item in value)
+        return any(_asks_for_something(item) or item == 0 for item in value)  # 0: a token id
     return bool(value)

@@ -96,6 +96,17 @@ def test_flush_is_refused_while_something_runs(harness: EngineHarness) -> None:
     assert harness.run([PROMPT], params())[0].num_cached == 0
 
 
+def test_a_flush_whose_caller_goes_away_hurts_nobody(harness: EngineHarness) -> None:
+    async def flush_and_go() -> None:
+        for _ in range(20):
+            asyncio.wrap_future(harness.engine.flush_cache()).cancel()
+
+    asyncio.run(flush_and_go())
+    output = harness.run([PROMPT], params())[0]
+    assert output.finish is not None and output.finish.type == "length"
+    assert harness.engine.is_alive
+
+
 def test_a_refused_request_costs_nobody_anything(harness: EngineHarness) -> None:
     too_long = params(max_new_tokens=10**6)
     outputs = harness.run([PROMPT, PROMPT], [too_long, params()])
