@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import operator
 import random
+import reprlib
 import time
 import uuid
 from collections.abc import Sequence
@@ -258,7 +259,7 @@ class LLM:
         if isinstance(prompt, str):
             prompt_ids = await self.tokenize(prompt)
         else:
-            prompt_ids = tuple(map(operator.index, prompt))
+            prompt_ids = _checked_ids(prompt)
         if not prompt_ids:
             raise InvalidRequestError("input_ids cannot be empty.")
         vocab_size = self.info.vocab_size
@@ -351,6 +352,15 @@ class LLM:
         for rid, stream in list(self._open.items()):
             if rid.startswith(prefix):
                 self._engine.abort(stream.request.rid)
+
+
+def _checked_ids(prompt: Sequence[int]) -> tuple[int, ...]:
+    try:
+        return tuple(map(operator.index, prompt))
+    except TypeError as error:
+        raise InvalidRequestError(
+            f"a prompt is a text or a list of token ids, got {reprlib.repr(prompt)} ({error})"
+        ) from None
 
 
 def _sample_seed(seed: int | None, index: int) -> int | None:

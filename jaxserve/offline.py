@@ -1,14 +1,15 @@
 """What ``LLM.generate`` does with its arguments and its streams."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol
 
 from jaxserve.errors import (
     EngineDeadError,
     InvalidRequestError,
-    JaxserveError,
     OverloadedError,
 )
 from jaxserve.native_format import GenerateState
@@ -55,10 +56,7 @@ def calls_of(
     Raises:
         InvalidRequestError: lists of different lengths, or a sampling dict that is wrong.
     """
-    is_batch = not isinstance(prompts, str) and (
-        len(prompts) == 0 or not isinstance(prompts[0], int)
-    )
-    each_prompt: list[Any] = list(prompts) if is_batch else [prompts]
+    each_prompt, is_batch = _each_prompt(prompts)
     if isinstance(sampling, (list, tuple)):
         each_sampling = list(sampling)
     else:
@@ -72,6 +70,16 @@ def calls_of(
         _call(prompt, params) for prompt, params in zip(each_prompt, each_sampling, strict=True)
     ]
     return calls, is_batch or any(call.n > 1 for call in calls)
+
+
+def _each_prompt(prompts: object) -> tuple[list[Any], bool]:
+    """The prompts, and whether they were a list.  ``submit`` refuses what is no prompt at all."""
+    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
+        return [prompts], False
+    items = list(prompts)
+    if items and all(isinstance(item, Integral) for item in items):  # numpy's integers are too
+        return [items], False
+    return items, True
 
 
 def _call(prompt: Prompt, sampling: Any) -> Call:
@@ -128,14 +136,13 @@ async def growing_bodies(
 
 async def _submit_all(submit: Submit, calls: Sequence[Call]) -> list[TextStream]:
     streams: list[TextStream] = []
-    try:
+    with ExitStack() as on_failure:
+        on_failure.callback(_close, streams)  # also when the caller is interrupted
         for call in calls:
             streams += await submit(
                 call.prompt, call.params, n=call.n, clamp_max_new_tokens=call.clamps
             )
-    except JaxserveError:
-        _close(streams)
-        raise
+        on_failure.pop_all()
     return streams
 
 

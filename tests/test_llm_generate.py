@@ -1,9 +1,11 @@
 """``LLM.generate``, the blocking façade, around a fake engine."""
 
 import asyncio
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_engine import FakeEngine, fake_llm
 
@@ -106,6 +108,28 @@ def test_generate_refuses(pair: tuple[LLM, FakeEngine]) -> None:
     assert llm.num_open == 0
 
 
+@pytest.mark.parametrize("prompts", [None, 5, {"text": "a"}, [None], ["a", 1], [[1], ["a"]], [1.5]])
+def test_generate_refuses_what_is_no_prompt(
+    pair: tuple[LLM, FakeEngine], prompts: object
+) -> None:
+    llm, engine = pair
+    engine.is_running = False
+    with pytest.raises(InvalidRequestError, match="a prompt is a text or a list of token ids, got"):
+        llm.generate(prompts)
+    assert llm.num_open == 0
+
+
+def test_generate_takes_numpy_ids_and_any_iterable(
+    pair: tuple[LLM, FakeEngine], answer: list[int]
+) -> None:
+    llm, engine = pair
+    assert llm.generate(np.array([1, 2]))["output_ids"] == answer
+    assert len(llm.generate([np.array([1, 2]), (3,)])) == 2
+    assert len(llm.generate(text for text in ("a", "b"))) == 2
+    prompts = [request.prompt_ids for request in engine.requests]
+    assert prompts[:3] == [(1, 2), (1, 2), (3,)]
+
+
 @pytest.mark.parametrize(
     ("status", "error"),
     [(400, InvalidRequestError), (503, OverloadedError), (500, EngineDeadError)],
@@ -136,8 +160,13 @@ def test_shutdown_ends_a_waiting_generate(tokenizer: Tokenizer) -> None:
     with llm:
         pass
     llm.shutdown()
-    with pytest.raises(EngineDeadError):
+    assert llm.num_open == 0
+    num_threads = threading.active_count()
+    with pytest.raises(EngineDeadError, match="the LLM was shut down; make a new one"):
+        list(items)
+    with pytest.raises(EngineDeadError, match="the LLM was shut down; make a new one"):
         llm.generate("hi")
+    assert threading.active_count() == num_threads
     llm.shutdown()
 
 

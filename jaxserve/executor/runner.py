@@ -92,11 +92,15 @@ class ModelRunner:
         sampling = inputs.sampling
         return PendingStep(sampled, bool((sampling.wants_logprobs & sampling.samples).any()))
 
-    def lower_step(self, bucket: Bucket) -> Any:
-        """Trace the step of one bucket, for compiling it or for looking at it."""
+    def lower_step(self, bucket: Bucket, platforms: tuple[str, ...] | None = None) -> Any:
+        """Trace the step of one bucket, for compiling it or for looking at it.
+
+        What is lowered for other ``platforms`` than the device's can only be looked at.
+        """
         step = jax.jit(functools.partial(self._step, bucket), donate_argnums=1)
         packed = jax.ShapeDtypeStruct((packed_len(bucket),), jnp.int32)
-        return step.lower(self._leaves, self._state, packed)
+        traced = step.trace(self._leaves, self._state, packed)
+        return traced.lower(lowering_platforms=platforms)
 
     def _step(
         self, bucket: Bucket, leaves: list[jax.Array], state: DeviceState, packed: jax.Array
@@ -153,8 +157,8 @@ class ModelRunner:
         """Run every executable on padding alone: first calls allocate and load code lazily."""
         for bucket, step in self._steps.items():
             packed = np.zeros(packed_len(bucket), np.int32)
-            self._state, sampled = step(self._leaves, self._state, packed)
-        jax.block_until_ready(sampled.token_ids)
+            self._state, _ = step(self._leaves, self._state, packed)
+        jax.block_until_ready(self._state.last_tokens)
 
 
 def make_model(config: EngineConfig, model_config: ModelConfig, platform: str) -> Model:

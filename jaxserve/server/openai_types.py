@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from jaxserve.errors import InvalidRequestError, UnsupportedFeatureError
 from jaxserve.request import SamplingParams
@@ -17,7 +17,7 @@ from jaxserve.server.native_types import MAX_N
 
 T = TypeVar("T")
 # The first wrong item refuses a list: naming a million of them takes a minute and 100 MB.
-Items = Annotated[list[T], FailFast()]
+Items = Annotated[list[T], Field(fail_fast=True)]
 
 DEFAULT_COMPLETION_TOKENS = 16
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")

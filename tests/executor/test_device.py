@@ -1,6 +1,7 @@
 """What the executor reads off the machine."""
 
 import ctypes
+import os
 from types import SimpleNamespace
 
 import jax
@@ -43,6 +44,24 @@ def test_compilation_cache(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert enable_compilation_cache(None) == str(tmp_path / "jaxserve" / "compiled")
     assert enable_compilation_cache("") == ""
     assert settings["jax_enable_compilation_cache"] is False
+
+
+def test_no_compilation_cache_where_none_can_be_written(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {}
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ConfigError, match="--compilation-cache-dir .*file/x cannot be used: Not a"):
+        enable_compilation_cache(str(file / "x"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    assert enable_compilation_cache(None) == ""
+    assert settings == {"jax_enable_compilation_cache": False}
+    assert "every start compiles anew" in caplog.text
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # nothing is forbidden to root
+    with pytest.raises(ConfigError, match="Permission denied"):
+        enable_compilation_cache(str(tmp_path))
 
 
 def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
