@@ -13,7 +13,7 @@ from jaxserve.errors import (
     OverloadedError,
 )
 from jaxserve.native_format import GenerateState
-from jaxserve.request import FinishReason, SamplingParams
+from jaxserve.request import FinishReason, SamplingParams, TextChunk
 from jaxserve.sampling_dict import sampling_params_from_dict
 from jaxserve.text_stream import TextStream
 
@@ -98,12 +98,11 @@ async def final_bodies(submit: Submit, calls: Sequence[Call], weight_version: st
     """
     streams = await _submit_all(submit, calls)
     try:
-        chunks = await asyncio.gather(*(stream.result() for stream in streams))
+        chunks = await asyncio.gather(*map(_checked_result, streams))
     finally:
         _close(streams)
     bodies = []
     for stream, chunk in zip(streams, chunks, strict=True):
-        _check_not_failed(chunk.finish)
         answer = _answer(stream, weight_version)
         answer.add(chunk)
         bodies.append(answer.body())
@@ -159,6 +158,12 @@ def _answer(stream: TextStream, weight_version: str) -> GenerateState:
         weight_version=weight_version,
         num_logprobs=stream.sampling.num_logprobs,
     )
+
+
+async def _checked_result(stream: TextStream) -> TextChunk:
+    chunk = await stream.result()
+    _check_not_failed(chunk.finish)
+    return chunk
 
 
 def _check_not_failed(finish: FinishReason | None) -> None:

@@ -109,9 +109,7 @@ def test_generate_refuses(pair: tuple[LLM, FakeEngine]) -> None:
 
 
 @pytest.mark.parametrize("prompts", [None, 5, {"text": "a"}, [None], ["a", 1], [[1], ["a"]], [1.5]])
-def test_generate_refuses_what_is_no_prompt(
-    pair: tuple[LLM, FakeEngine], prompts: object
-) -> None:
+def test_generate_refuses_what_is_no_prompt(pair: tuple[LLM, FakeEngine], prompts: object) -> None:
     llm, engine = pair
     engine.is_running = False
     with pytest.raises(InvalidRequestError, match="a prompt is a text or a list of token ids, got"):
@@ -149,6 +147,21 @@ def test_generate_raises_what_the_engine_gave_up(
     with pytest.raises(error, match="no more"):
         body = llm.generate("hi", stream=stream)
         list(body)
+
+
+def test_one_failure_ends_a_batch_at_once(pair: tuple[LLM, FakeEngine]) -> None:
+    llm, engine = pair
+    engine.is_running = False  # the others would never end
+
+    def failing(request: Request) -> Sequence[int]:
+        if len(engine.requests) == 2:
+            asyncio.get_running_loop().call_soon(engine.fail, request.rid, "no more", 503)
+        return [5]
+
+    engine.answer = failing
+    with pytest.raises(OverloadedError, match="no more"):
+        llm.generate(["a", "b", "c"])
+    assert llm.num_open == 0
 
 
 def test_shutdown_ends_a_waiting_generate(tokenizer: Tokenizer) -> None:

@@ -70,7 +70,7 @@ class ModelRunner:
         )
         self._set_slot = self._compile_set_slot()
         self.compile_s = time.monotonic() - started
-        self._run_each_once()
+        self._run_smallest()
         self.compile_counter.freeze()
 
     @property
@@ -153,12 +153,17 @@ class ModelRunner:
         )
         return lowered.compile()
 
-    def _run_each_once(self) -> None:
-        """Run every executable on padding alone: first calls allocate and load code lazily."""
-        for bucket, step in self._steps.items():
+    def _run_smallest(self) -> None:
+        """Run the smallest step of each mode on padding: a program that cannot run fails here."""
+        smallest = {bucket.mode: bucket for bucket in sorted(self._steps, key=_cost, reverse=True)}
+        for bucket in smallest.values():
             packed = np.zeros(packed_len(bucket), np.int32)
-            self._state, _ = step(self._leaves, self._state, packed)
-        jax.block_until_ready(self._state.last_tokens)
+            self._state, sampled = self._steps[bucket](self._leaves, self._state, packed)
+            jax.block_until_ready(sampled.token_ids)
+
+
+def _cost(bucket: Bucket) -> int:
+    return bucket.num_tokens * bucket.pages_per_row
 
 
 def make_model(config: EngineConfig, model_config: ModelConfig, platform: str) -> Model:

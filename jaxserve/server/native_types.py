@@ -18,6 +18,7 @@ from jaxserve.server.http_errors import FieldError
 from jaxserve.server.json_body import refuse_unsupported
 
 MAX_N = 1024
+MAX_SEQUENCES = 65_536  # of one request: each costs a few kB and 20 µs before it is queued
 Prompt = str | tuple[int, ...]
 T = TypeVar("T")
 
@@ -81,14 +82,13 @@ class GenerateBody:
             FieldError: sampling_params cannot be decoded.
             InvalidRequestError: a value is out of its range.
         """
+        _, n = sampling_params_from_dict(self.sampling[0])
+        check_num_sequences(len(self.prompts), n)
         pairs = [sampling_params_from_dict(fields) for fields in self.sampling]
-        n = pairs[0][1]
         if any(other != n for _, other in pairs):
             raise InvalidRequestError(
                 "The parallel_sample_num should be the same for all samples in sample params."
             )
-        if not 1 <= n <= MAX_N:
-            raise InvalidRequestError(f"n must be in [1, {MAX_N}], got {n}.")
         counts = Counter(rid for rid in self.rids if rid is not None)
         twice = [rid for rid, count in counts.items() if count > 1]
         if twice:
@@ -102,6 +102,21 @@ class GenerateBody:
             params = replace(params, num_logprobs=self.top_logprobs_num[i])
         clamps = "max_new_tokens" not in self.sampling[i]
         return Call(self.prompts[i], params, self.rids[i], clamps)
+
+
+def check_num_sequences(num_prompts: int, n: int) -> None:
+    """Refuse a request that would keep the event loop to itself for minutes.
+
+    Raises:
+        InvalidRequestError: ``n`` is too large, or is together with the prompts.
+    """
+    if not 1 <= n <= MAX_N:
+        raise InvalidRequestError(f"n must be in [1, {MAX_N}], got {n}.")
+    if num_prompts * n > MAX_SEQUENCES:
+        raise InvalidRequestError(
+            f"{num_prompts} prompts with n={n} are {num_prompts * n} sequences, a request may have "
+            f"{MAX_SEQUENCES}; send them in several requests."
+        )
 
 
 def parse_generate(body: Mapping[str, object]) -> GenerateBody:
@@ -175,7 +190,7 @@ def _filled(name: str, value: list[object]) -> list[object]:
 
 def _rids(body: Mapping[str, object], is_batch: bool, count: int) -> list[str | None]:
     value = body.get("rid")
-    if value is None:
+    if value is None or value == "":
         return [None] * count
     if isinstance(value, list):
         if len(value) != count:

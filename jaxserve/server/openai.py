@@ -12,6 +12,7 @@ from jaxserve.errors import JaxserveError
 from jaxserve.request import SamplingParams, TextChunk, TokenLogprob
 from jaxserve.server.http_errors import json_response, openai_error
 from jaxserve.server.json_body import JsonObject, parse, read_v1_object, refuse_unsupported
+from jaxserve.server.native_types import check_num_sequences
 from jaxserve.server.openai_format import (
     Choice,
     ChunkFormat,
@@ -172,6 +173,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     body.check()
     params = body.sampling_params(body.max_new_tokens, body.logprobs, _defaults(state))
     prompts = body.prompts()
+    check_num_sequences(len(prompts), body.n)
     rid = body.rid or uuid.uuid4().hex
 
     def logprobs(items: Sequence[TokenLogprob]) -> JsonObject | None:

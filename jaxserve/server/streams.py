@@ -52,12 +52,24 @@ async def results(streams: Sequence[TextStream]) -> AsyncGenerator[Item, None]:
     """The whole of one stream after the other, for an answer that is sent as a whole.
 
     Raises:
-        JaxserveError: the engine gave a sequence up.
+        JaxserveError: the engine gave a sequence up; raised at once, not when its turn comes.
     """
-    for position, stream in enumerate(streams):
-        chunk = await stream.result()
-        check_not_failed(chunk.finish)
-        yield position, chunk
+    if len(streams) == 1:
+        yield 0, await _checked_result(streams[0])
+        return
+    tasks = [asyncio.create_task(_checked_result(stream)) for stream in streams]
+    try:
+        for position, chunk in enumerate(await asyncio.gather(*tasks)):
+            yield position, chunk
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _checked_result(stream: TextStream) -> TextChunk:
+    chunk = await stream.result()
+    check_not_failed(chunk.finish)
+    return chunk
 
 
 def _join(first: TextChunk, second: TextChunk) -> TextChunk:

@@ -60,6 +60,14 @@ async def test_a_body_over_the_limit(client: TestClient) -> None:
     assert (await client.post("/generate", json=GOOD)).status == 200
 
 
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+async def test_a_body_that_is_not_what_its_encoding_says(client: TestClient, path: str) -> None:
+    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    response = await client.post(path, data=b"not gzip", headers=headers)
+    assert response.status == 400
+    assert "not what its Content-Encoding" in (await response.json())["message"]
+
+
 async def test_v1_takes_only_json(client: TestClient) -> None:
     body = b'{"prompt": "a"}'
     for kind in ("text/plain", "application/x-www-form-urlencoded"):

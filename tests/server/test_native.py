@@ -159,6 +159,11 @@ REFUSED = [
     ({"text": "a", "sampling_params": {"n": 0}}, "n must be at least 1, got 0."),
     ({"text": "a", "sampling_params": {"n": 2000}}, "n must be in [1, 1024], got 2000."),
     (
+        {"text": ["a"] * 65, "sampling_params": {"n": 1024}},
+        "65 prompts with n=1024 are 66560 sequences, a request may have 65536; send them in "
+        "several requests.",
+    ),
+    (
         {"text": ["a", "b"], "sampling_params": [{"n": 1}, {"n": 2}]},
         "The parallel_sample_num should be the same for all samples in sample params.",
     ),
@@ -207,8 +212,9 @@ async def test_refused_values(client: TestClient, body: dict, message: str) -> N
     ["input_embeds", "image_data", "token_ids_logprob", "return_hidden_states", "cache_salt"],
 )
 async def test_unsupported_fields_are_named(client: TestClient, name: str) -> None:
-    answer = await generate(client, {"text": "a", name: [1]}, 400)
-    assert answer["error"]["message"].startswith(f"`{name}` is not supported: ")
+    for value in ([1], [0]):
+        answer = await generate(client, {"text": "a", name: value}, 400)
+        assert answer["error"]["message"].startswith(f"`{name}` is not supported: ")
 
 
 @pytest.mark.parametrize(
@@ -226,6 +232,10 @@ async def test_unsupported_fields_are_named(client: TestClient, name: str) -> No
         ({"text": "a", "rid": {}}, "rid: invalid type: map, expected a string"),
         ({"text": "a", "stream": 1}, "stream: invalid type: integer `1`, expected a boolean"),
         ({"text": "a", "sampling_params": []}, None),
+        (
+            {"text": "a", "sampling_params": {"stop": [None]}},
+            "invalid type: null, expected a string",
+        ),
         ({"text": "a", "sampling_params": "x"}, None),
         ({"text": "a", "top_logprobs_num": [[]]}, None),
     ],

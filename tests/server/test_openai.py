@@ -155,6 +155,11 @@ async def test_nulls_and_unknown_fields_change_nothing(client: TestClient, llm: 
     await post(client, "chat/completions", body)
     params = llm.submitted[0].params
     assert (params.temperature, params.top_p, params.top_k) == (1.0, 1.0, 0)
+    body |= {
+        "stream_options": {"include_usage": None, "continuous_usage_stats": None},
+        "response_format": {"type": None, "json_schema": None},
+    }
+    await post(client, "chat/completions", body)
 
 
 async def test_the_models_own_sampling_is_the_default() -> None:

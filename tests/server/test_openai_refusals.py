@@ -158,3 +158,30 @@ async def test_refusals_of_the_llm(client: TestClient, llm: FakeLLM) -> None:
     llm.refuse = OverloadedError("The request queue is full.")
     answer = await post_v1(client, "chat/completions", CHAT, 503)
     assert (answer["message"], answer["type"]) == ("The request queue is full.", "503")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("completions", {"prompt": [None] * 20_000}),
+        ("completions", {"prompt": [[1, "a"]] * 20_000}),
+        ("completions", {"prompt": "a", "stop": [1] * 20_000}),
+        ("completions", {"prompt": "a", "stop_token_ids": ["x"] * 20_000}),
+        ("completions", {"prompt": "a", "logit_bias": {str(i): "x" for i in range(20_000)}}),
+        ("chat/completions", {"messages": [1] * 20_000}),
+        ("chat/completions", {"input_ids": [None] * 20_000}),
+    ],
+)
+async def test_a_long_list_of_wrong_items_makes_no_long_answer(
+    client: TestClient, path: str, body: dict
+) -> None:
+    assert len(str(await post_v1(client, path, body, 400))) < 2000
+
+
+async def test_too_many_sequences(client: TestClient) -> None:
+    body = {"prompt": ["a"] * 65, "n": 1024, "max_tokens": 1}
+    message = (await post_v1(client, "completions", body, 400))["message"]
+    assert message == (
+        "65 prompts with n=1024 are 66560 sequences, a request may have 65536; send them in "
+        "several requests."
+    )
