@@ -92,10 +92,13 @@ class LLM:
     # --- text ---
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
-        """Token ids of ``text`` as a prompt: with BOS where the model has one."""
-        if len(text) <= INLINE_CHARS:
-            return tuple(self._tokenizer.encode(text))
-        return tuple(await asyncio.to_thread(self._tokenizer.encode, text))
+        """Token ids of ``text`` as a prompt: with BOS where the model has one.
+
+        Raises:
+            ContextLengthError: the text is so long that it need not be read.
+        """
+        encode = partial(self._tokenizer.encode, text, max_tokens=self.info.max_seq_len)
+        return tuple(encode() if len(text) <= INLINE_CHARS else await asyncio.to_thread(encode))
 
     async def render_chat(
         self,
@@ -118,6 +121,7 @@ class LLM:
             tools=tools,
             chat_template_kwargs=chat_template_kwargs,
             continue_final_message=continue_final_message,
+            max_tokens=self.info.max_seq_len,
         )
         return tuple(render() if num_chars <= INLINE_CHARS else await asyncio.to_thread(render))
 

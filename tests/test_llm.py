@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,7 @@ async def test_only_long_texts_leave_the_loop(
     pair: tuple[LLM, FakeEngine], num_words: int, waits: bool
 ) -> None:
     llm, _ = pair
+    llm.info = replace(llm.info, context_len=8192, max_total_num_tokens=8192)
     text = "word " * num_words
     turns: list[str] = []
     asyncio.get_running_loop().call_soon(turns.append, "tokenize")

@@ -42,12 +42,14 @@ def render_chat(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
+    max_tokens: int | None = None,
 ) -> list[int]:
     """Prompt ids of a conversation.  The template writes the BOS token, if there is to be one.
 
     Raises:
         InvalidRequestError: no template, no messages, or the template refuses them.
         UnsupportedFeatureError: a content part that is not text.
+        ContextLengthError: the text cannot fit into ``max_tokens``.
     """
     template = tokenizer.chat_template
     if template is None:
@@ -73,7 +75,7 @@ def render_chat(
         )
     except _TEMPLATE_ERRORS as error:
         raise InvalidRequestError(f"the chat template refused the messages: {error}") from error
-    return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(text, add_special_tokens=False, max_tokens=max_tokens)
 
 
 def _plain_message(message: Mapping[str, Any], keeps_parts: bool) -> dict[str, Any]:

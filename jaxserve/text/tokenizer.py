@@ -8,7 +8,7 @@ import orjson
 from tokenizers import decoders
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
-from jaxserve.errors import ConfigError, InvalidRequestError
+from jaxserve.errors import ConfigError, ContextLengthError, InvalidRequestError
 from jaxserve.gguf_header import read_gguf_header
 from jaxserve.text.gguf_vocab import build_vocab
 
@@ -54,6 +54,8 @@ class Tokenizer:
         )
         self._is_byte_level = isinstance(self._rust.decoder, decoders.ByteLevel)
         self._token_bytes: dict[int, bytes] = {}
+        # Only a byte-level vocabulary drops nothing of a text before it cuts it into tokens.
+        self._longest_token = max(map(len, self._rust.get_vocab())) if self._is_byte_level else None
 
     @property
     def vocab_size(self) -> int:
@@ -86,12 +88,26 @@ class Tokenizer:
         """True when the text of a sequence is just the joined ``token_bytes`` as UTF-8."""
         return self._is_byte_level
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(
+        self, text: str, add_special_tokens: bool = True, *, max_tokens: int | None = None
+    ) -> list[int]:
         """Token ids of ``text``; special tokens written out in it are recognised.
+
+        Args:
+            max_tokens: refuse a text that is certainly longer without reading it: megabytes
+                take seconds, and hundreds of megabytes of memory, to cut into tokens.
 
         Raises:
             InvalidRequestError: ``text`` holds half of a surrogate pair, so it is not Unicode.
+            ContextLengthError: ``text`` cannot fit into ``max_tokens``.
         """
+        if max_tokens is not None and self._longest_token is not None:
+            num_tokens = -(-len(text) // self._longest_token)
+            if num_tokens > max_tokens:
+                raise ContextLengthError(
+                    f"The input (at least {num_tokens} tokens) is longer than the model's "
+                    f"context length ({max_tokens} tokens)."
+                )
         try:
             # A batch of one: unlike ``encode`` it lets other threads run meanwhile.
             (encoding,) = self._rust.encode_batch_fast(

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from make_tiny_checkpoint import byte_tokenizer
 from tokenizers import Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from jaxserve.errors import ConfigError, InvalidRequestError, WeightLoadError
+from jaxserve.errors import ConfigError, ContextLengthError, InvalidRequestError, WeightLoadError
 from jaxserve.gguf_header import read_gguf_header
 from jaxserve.text import Tokenizer, load_tokenizer
 from jaxserve.text.gguf_vocab import build_vocab
@@ -223,3 +224,15 @@ def test_a_vocabulary_is_immutable(demo_model: Path) -> None:
     vocab = build_vocab(read_gguf_header(demo_model).metadata, demo_model)
     with pytest.raises(dataclasses.FrozenInstanceError):
         vocab.chat_template = None  # type: ignore[misc]
+
+
+def test_a_text_that_cannot_fit_is_refused_unread(demo: Tokenizer) -> None:
+    """A bound that the true count can never be below, and at once."""
+    for text in ("a" * 4000, " " * 4000, "é" * 500, "word " * 700, "\U0001f600" * 300):
+        num_tokens = len(demo.encode(text))
+        assert demo.encode(text, max_tokens=num_tokens)
+    start_s = time.perf_counter()
+    message = r"The input \(at least \d+ tokens\) is longer than the model's context length \(8192"
+    with pytest.raises(ContextLengthError, match=message):
+        demo.encode("x y " * 5_000_000, max_tokens=8192)
+    assert time.perf_counter() - start_s < 0.5
