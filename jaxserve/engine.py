@@ -101,6 +101,7 @@ class Engine:
         self._subscriptions: dict[str, _Subscription] = {}
         self._report = EngineReport(scheduler, metrics, config, max_total_num_tokens)
         self._is_stopping = False
+        self._is_closed = False
         self._lock = threading.Lock()  # a submit is either in the mailbox or refused at death
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._thread.start()
@@ -154,6 +155,10 @@ class Engine:
         """Stop the thread; sequences that are alive get an abort.  Idempotent."""
         self._mailbox.put(_Stop())
         self._thread.join()
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                self._runner.close()
 
     def _main(self) -> None:
         try:

@@ -92,6 +92,10 @@ class ModelRunner:
         sampling = inputs.sampling
         return PendingStep(sampled, bool((sampling.wants_logprobs & sampling.samples).any()))
 
+    def close(self) -> None:
+        """Let go of what outlives the runner.  Call it once, after the last step."""
+        self.compile_counter.close()
+
     def lower_step(self, bucket: Bucket, platforms: tuple[str, ...] | None = None) -> Any:
         """Trace the step of one bucket, for compiling it or for looking at it.
 

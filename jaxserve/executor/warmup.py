@@ -33,6 +33,10 @@ class CompileCounter:
         """From here on nothing should be compiled."""
         self._frozen_at = self.total
 
+    def close(self) -> None:
+        """Stop listening: jax tells every listener of every engine in the process."""
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
     def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event != _BACKEND_COMPILE_EVENT:
             return

@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxserve.model_config import ModelConfig
 from jaxserve.models.attention import AttnContext, KVPool, attend
-from jaxserve.models.layers import Embed, GatedMLP, Linear, RMSNorm
+from jaxserve.models.layers import Embed, GatedMLP, Linear, RMSNorm, project
 from jaxserve.models.rope import rope_frequencies, rotate, rotation
 
 
@@ -115,7 +115,8 @@ class Llama(nnx.Module):
         """Next-token logits of the rows that want them."""
         if self.lm_head is None:
             return self.embed.attend(hidden)
-        return self.lm_head(hidden).astype(jnp.float32)
+        # f32 out of the product: logits rounded to bf16 tie, and logprobs of them are coarse
+        return project(hidden, self.lm_head.kernel[...], jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

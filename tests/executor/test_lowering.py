@@ -51,3 +51,8 @@ def test_the_branch_for_cpus_is_left_out(runner: ModelRunner) -> None:
     texts = [runner.lower_step(BUCKETS[0], platforms=(name,)).as_text() for name in ("cpu", "cuda")]
     on_cpu, on_cuda = (text.count("chlo.top_k") for text in texts)
     assert on_cuda < on_cpu
+
+
+def test_logits_are_never_rounded_to_bf16(runner: ModelRunner, program: str) -> None:
+    vocab_size = runner._state.token_info.shape[1]
+    assert set(re.findall(rf"tensor<\d+x{vocab_size}x(b?f\d+)>", program)) == {"f32"}

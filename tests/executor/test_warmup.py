@@ -14,7 +14,7 @@ from jaxserve.executor.warmup import CompileCounter
 def counter() -> Iterator[CompileCounter]:
     counter = CompileCounter()
     yield counter
-    jax.monitoring.unregister_event_duration_listener(counter._listen)
+    counter.close()
 
 
 def compile_one(factor: float) -> None:
@@ -52,3 +52,10 @@ def test_a_compile_after_the_freeze_is_a_warning(
         compile_one(6.0)
     assert counter.since_freeze == 1
     assert "a program was compiled after warm-up" in caplog.text
+
+
+def test_a_closed_counter_hears_nothing(counter: CompileCounter) -> None:
+    other = CompileCounter()
+    other.close()
+    compile_one(7.0)
+    assert (other.total, counter.total) == (0, 1)
