@@ -34,7 +34,7 @@ HELP: Mapping[str, str] = {
     "load_format": "format of the weights; dummy = random weights of the model's config",
     "revision": "branch, tag or commit on the hub",
     "download_dir": "folder for downloaded models",
-    "dtype": "type of weights and activations; auto = float32 on CPU, else the checkpoint's",
+    "dtype": "type of the weights; auto = bfloat16 on CPU, else the checkpoint's",
     "context_length": "longest prompt + output in tokens; default: the model's own",
     "chat_template": "a .jinja file to use in place of the model's chat template",
     "mem_fraction_static": "share of the free memory for weights and KV pool",

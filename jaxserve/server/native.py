@@ -37,11 +37,11 @@ async def generate(request: web.Request) -> web.StreamResponse:
         except JaxserveError as error:
             if not body.stream:
                 raise
-            return await send_events(request, _refusal(error))
+            return await send_events(request, _refusal(error), _error_event)
         answers = _answers(state, body, opened)
         if body.stream:
             events = _events(state, opened, answers, is_list)
-            return await send_events(request, events)
+            return await send_events(request, events, _error_event)
         return json_response(await _collect(opened, answers, is_list))
 
 
@@ -82,7 +82,11 @@ def _answers(state: ServerState, body: GenerateBody, opened: OpenStreams) -> lis
 
 
 async def _refusal(error: JaxserveError) -> AsyncGenerator[bytes, None]:
-    yield event(native_stream_error(str(error), error.status))
+    yield _error_event(error)
+
+
+def _error_event(error: JaxserveError) -> bytes:
+    return event(native_stream_error(str(error), error.status))
 
 
 async def _events(

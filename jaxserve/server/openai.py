@@ -138,14 +138,16 @@ def _chat_choice(choice: Choice, logprobs: JsonObject | None) -> JsonObject:
     return {"message": message, "logprobs": logprobs, **finish_fields(choice.finish)}
 
 
-async def _chat_events(answer: Answer, chunks: AsyncGenerator[Item, None]) -> AsyncGenerator[bytes]:
+async def _chat_events(
+    answer: Answer, first: Item, chunks: AsyncGenerator[Item, None]
+) -> AsyncGenerator[bytes, None]:
     count = answer.usage_count()
     continuous = answer.body.stream_options.continuous_usage_stats
     chunk_format = ChunkFormat(
         answer.rid, "chat.completion.chunk", answer.created, answer.body.model, answer.num_choices
     )
-    yield b"".join(chunk_format.role(i) for i in range(answer.num_choices))
-    async for i, chunk in chunks:
+
+    def data_of(i: int, chunk: TextChunk) -> bytes:
         check_not_failed(chunk.finish)
         count.update(i, chunk.usage)
         usage = usage_member(count.as_dict()) if continuous else b""
@@ -154,7 +156,12 @@ async def _chat_events(answer: Answer, chunks: AsyncGenerator[Item, None]) -> As
             data = chunk_format.content(i, chunk.text, answer.logprobs(chunk.logprobs), usage)
         if chunk.finish is not None:
             data += chunk_format.chat_finish(i, chunk.finish, usage)
-        if data:
+        return data
+
+    roles = b"".join(chunk_format.role(i) for i in range(answer.num_choices))
+    yield roles + data_of(*first)
+    async for i, chunk in chunks:
+        if data := data_of(i, chunk):
             yield data
     if answer.body.stream_options.include_usage:
         yield chunk_format.usage(count.as_dict())
@@ -204,24 +211,32 @@ def _completion_choice(choice: Choice, logprobs: JsonObject | None) -> JsonObjec
 
 
 async def _completion_events(
-    answer: Answer, chunks: AsyncGenerator[Item, None]
-) -> AsyncGenerator[bytes]:
+    answer: Answer, first: Item, chunks: AsyncGenerator[Item, None]
+) -> AsyncGenerator[bytes, None]:
     count = answer.usage_count()
     continuous = answer.body.stream_options.continuous_usage_stats
     chunk_format = ChunkFormat(
         answer.rid, "text_completion", answer.created, answer.body.model, answer.num_choices
     )
-    if any(answer.prefixes):
-        yield b"".join(
-            chunk_format.text(i, text, None, None, b"") for i, text in enumerate(answer.prefixes)
-        )
-    async for i, chunk in chunks:
+
+    def data_of(i: int, chunk: TextChunk) -> bytes:
         check_not_failed(chunk.finish)
         count.update(i, chunk.usage)
         usage = usage_member(count.as_dict()) if continuous else b""
         if chunk.text or chunk.logprobs or chunk.finish is not None:
             logprobs = answer.logprobs(chunk.logprobs)
-            yield chunk_format.text(i, chunk.text, logprobs, chunk.finish, usage)
+            return chunk_format.text(i, chunk.text, logprobs, chunk.finish, usage)
+        return b""
+
+    if any(answer.prefixes):
+        yield b"".join(
+            chunk_format.text(i, text, None, None, b"") for i, text in enumerate(answer.prefixes)
+        )
+    if data := data_of(*first):
+        yield data
+    async for i, chunk in chunks:
+        if data := data_of(i, chunk):
+            yield data
     if answer.body.stream_options.include_usage:
         yield chunk_format.usage(count.as_dict())
 
@@ -262,32 +277,19 @@ def _defaults(state: ServerState) -> JsonObject:
 async def _send(
     request: web.Request,
     answer: Answer,
-    events: Callable[[Answer, AsyncGenerator[Item, None]], AsyncGenerator[bytes]],
+    events: Callable[[Answer, Item, AsyncGenerator[Item, None]], AsyncGenerator[bytes, None]],
 ) -> web.StreamResponse:
     """Stream; what fails before the first chunk is still an HTTP error."""
     chunks = merge(answer.opened.streams, answer.state.config.stream_interval)
     async with aclosing(chunks):
         first = await anext(chunks)
         check_not_failed(first[1].finish)
-        return await send_events(request, _guarded(events(answer, _rejoined(first, chunks))))
+        return await send_events(request, events(answer, first, chunks), _error_event)
 
 
-async def _rejoined(
-    first: tuple[int, TextChunk], rest: AsyncGenerator[Item, None]
-) -> AsyncGenerator[Item, None]:
-    yield first
-    async for item in rest:
-        yield item
-
-
-async def _guarded(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes, None]:
-    """``events``, ended by an error event if the engine gives the sequence up."""
-    async with aclosing(events):
-        try:
-            async for data in events:
-                yield data
-        except JaxserveError as error:
-            yield event({"error": openai_error(str(error), error.status)})
+def _error_event(error: JaxserveError) -> bytes:
+    """What ends the stream if the engine gives the sequence up."""
+    return event({"error": openai_error(str(error), error.status)})
 
 
 async def _whole(

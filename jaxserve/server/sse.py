@@ -1,10 +1,12 @@
 """Server-sent events."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import orjson
 from aiohttp import ClientConnectionResetError, web
+
+from jaxserve.errors import JaxserveError
 
 DONE = b"data: [DONE]\n\n"
 
@@ -15,10 +17,13 @@ def event(payload: object) -> bytes:
 
 
 async def send_events(
-    request: web.Request, events: AsyncGenerator[bytes, None]
+    request: web.Request,
+    events: AsyncGenerator[bytes, None],
+    error_event: Callable[[JaxserveError], bytes],
 ) -> web.StreamResponse:
     """Answer 200 and write each item of ``events``, whole events, in one write, then ``DONE``.
 
+    An error of ours in ``events`` becomes the last event, ``error_event`` of it.
     ``events`` is closed in every case.  A client that has gone ends it early and quietly.
     """
     response = web.StreamResponse(
@@ -27,8 +32,11 @@ async def send_events(
     async with aclosing(events):
         try:
             await response.prepare(request)
-            async for data in events:
-                await response.write(data)
+            try:
+                async for data in events:
+                    await response.write(data)
+            except JaxserveError as error:
+                await response.write(error_event(error))
             await response.write(DONE)
             await response.write_eof()
         except ClientConnectionResetError:

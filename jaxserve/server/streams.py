@@ -19,6 +19,10 @@ async def merge(streams: Sequence[TextStream], interval: int = 1) -> AsyncGenera
     Args:
         interval: tokens per chunk; a stream's first and last chunk are never held back.
     """
+    if len(streams) == 1 and interval == 1:
+        async for chunk in streams[0]:
+            yield 0, chunk
+        return
     held: dict[int, TextChunk] = {}
     seen: set[int] = set()
     source = _alone(streams[0]) if len(streams) == 1 else _together(streams)

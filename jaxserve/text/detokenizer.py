@@ -7,8 +7,7 @@ a stop string that the next token may complete.
 
 import codecs
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from jaxserve.request import SamplingParams
 from jaxserve.text.tokenizer import Tokenizer
@@ -18,8 +17,7 @@ _PROMPT_WINDOW = 6  # at the prompt's end one token is enough, if it is no part 
 _MAX_HELD_TOKENS = 16  # more than any character has bytes: what is still broken stays broken
 
 
-@dataclass(frozen=True, slots=True)
-class Increment:
+class Increment(NamedTuple):
     """New text; ``num_tokens`` of the pushed tokens count, fewer only when a stop matched."""
 
     text: str
@@ -72,16 +70,25 @@ class _ByteText:
 
     def __init__(self, tokenizer: Tokenizer, skipped: frozenset[int]) -> None:
         self._token_bytes = tokenizer.token_bytes
+        self._token_text = tokenizer.token_text
         self._skipped = skipped
+        self._is_amid_character = False
         # Keeps an incomplete character until the next call, and replaces broken ones as the
         # Rust decoder does (https://www.unicode.org/versions/latest/core-spec/chapter-3/#G66453).
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_ids: Sequence[int], is_last: bool) -> str:
+        if len(token_ids) == 1 and not self._is_amid_character:  # nearly every push
+            token_id = token_ids[0]
+            text = "" if token_id in self._skipped else self._token_text(token_id)
+            if text is not None:
+                return text
         data = b"".join(
             [self._token_bytes(token) for token in token_ids if token not in self._skipped]
         )
-        return self._decode(data, is_last)
+        text = self._decoder.decode(data, is_last)
+        self._is_amid_character = bool(self._decoder.getstate()[0])
+        return text
 
 
 class _WindowText:

@@ -54,6 +54,7 @@ class Tokenizer:
         )
         self._is_byte_level = isinstance(self._rust.decoder, decoders.ByteLevel)
         self._token_bytes: dict[int, bytes] = {}
+        self._token_text: dict[int, str | None] = {}
         # Only a byte-level vocabulary drops nothing of a text before it cuts it into tokens.
         self._longest_token = max(map(len, self._rust.get_vocab())) if self._is_byte_level else None
 
@@ -135,6 +136,19 @@ class Tokenizer:
         else:  # an added token written in plain characters
             found = token.encode()
         self._token_bytes[token_id] = found
+        return found
+
+    def token_text(self, token_id: int) -> str | None:
+        """The text of a token of a byte-level vocabulary; None unless it is whole characters."""
+        try:
+            return self._token_text[token_id]
+        except KeyError:
+            pass
+        try:
+            found = self.token_bytes(token_id).decode()
+        except UnicodeDecodeError:
+            found = None
+        self._token_text[token_id] = found
         return found
 
     def apply_template(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:

@@ -236,3 +236,14 @@ def test_a_text_that_cannot_fit_is_refused_unread(demo: Tokenizer) -> None:
     with pytest.raises(ContextLengthError, match=message):
         demo.encode("x y " * 5_000_000, max_tokens=8192)
     assert time.perf_counter() - start_s < 0.5
+
+
+def test_token_text_is_that_of_whole_characters_only(demo: Tokenizer) -> None:
+    ids = demo.encode("plain text and an emoji \U0001f600")
+    texts = [demo.token_text(token_id) for token_id in ids]
+    assert None in texts  # the emoji is cut into bytes
+    whole = [(i, text) for i, text in zip(ids, texts, strict=True) if text is not None]
+    assert "".join(text for _, text in whole).startswith("plain text and an emoji")
+    for token_id, text in whole:
+        assert text.encode() == demo.token_bytes(token_id)
+        assert demo.token_text(token_id) == text
