@@ -102,7 +102,7 @@ def paged_extend_attention(
         implementation: "xla", "reference" or None for the default.
 
     Returns:
-        ``[T, N, H]`` in the dtype of ``q``; what padding tokens hold is finite, not specified.
+        ``[T, N, H]`` in the dtype of ``q``; padding tokens are 0.
 
     Raises:
         ValueError: shapes that do not fit together, or an unknown implementation.

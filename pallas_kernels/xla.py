@@ -78,11 +78,11 @@ def paged_extend_attention(
     q_starts: jax.Array,  # i32[B + 1]; row b owns queries [q_starts[b], q_starts[b + 1])
     *,
     scale: float,
-) -> jax.Array:  # [T, N, H], dtype of q; what tokens of no row hold is unspecified but finite
+) -> jax.Array:  # [T, N, H], dtype of q; tokens of no row are 0
     """Ragged causal attention, one tile of ``QUERY_TILE`` queries of one row at a time.
 
-    Rows lie one behind the other, and tiles are worked off in that order: what a row's last tile
-    writes beyond the row is overwritten by the row it belongs to.
+    A tile that would reach beyond the last token is moved back to end there, and no tile writes
+    what is not its row's: nothing is padded, so nothing is copied for it.
     """
     layout = KVLayout.of(k_pages)
     num_tokens, num_heads, head_dim = q.shape
@@ -90,7 +90,7 @@ def paged_extend_attention(
     group = num_heads // layout.num_kv_heads
     table, pages_per_block = _whole_blocks(page_table, layout.page_size)
     block = pages_per_block * layout.page_size
-    queries = jnp.pad(_scaled(q, scale, compute_dtype(k_pages.dtype)), ((0, tile), (0, 0), (0, 0)))
+    queries = _scaled(q, scale, compute_dtype(k_pages.dtype))
     q_lens = q_starts[1:] - q_starts[:-1]  # [B]
     tile_ends = jnp.cumsum((q_lens + tile - 1) // tile, dtype=jnp.int32)  # [B]
     tile_offsets = jnp.arange(tile, dtype=jnp.int32)
@@ -100,8 +100,10 @@ def paged_extend_attention(
         row = jnp.searchsorted(tile_ends, index, side="right").astype(jnp.int32)
         nth = index - (tile_ends[row] - (q_lens[row] + tile - 1) // tile)
         start = q_starts[row] + nth * tile
-        first_position = kv_lens[row] - q_lens[row] + nth * tile
-        mine = lax.dynamic_slice(queries, (start, 0, 0), (tile, num_heads, head_dim))
+        moved = jnp.maximum(start + tile - num_tokens, 0)
+        begin = start - moved
+        first_position = kv_lens[row] - q_lens[row] + nth * tile - moved
+        mine = lax.dynamic_slice(queries, (begin, 0, 0), (tile, num_heads, head_dim))
         mine = mine.reshape(tile, layout.num_kv_heads, group, head_dim).transpose(1, 2, 0, 3)
         positions = first_position + tile_offsets  # [Tq]
 
@@ -122,11 +124,14 @@ def paged_extend_attention(
         shape = (layout.num_kv_heads, group, tile)
         done = _normalised(lax.fori_loop(0, num_blocks, attend, _empty(shape, head_dim)))
         done = done.transpose(2, 0, 1, 3).reshape(tile, num_heads, head_dim)
-        return lax.dynamic_update_slice(out, done, (start, 0, 0))
+        before = lax.dynamic_slice(out, (begin, 0, 0), done.shape)
+        tokens = begin + tile_offsets
+        is_mine = (tokens >= start) & (tokens < q_starts[row + 1])
+        done = jnp.where(is_mine[:, None, None], done, before)
+        return lax.dynamic_update_slice(out, done, (begin, 0, 0))
 
-    out = jnp.zeros((num_tokens + tile, num_heads, head_dim), jnp.float32)
-    out = lax.fori_loop(0, tile_ends[-1], one_tile, out)
-    return out[:num_tokens].astype(q.dtype)
+    out = jnp.zeros((num_tokens, num_heads, head_dim), jnp.float32)
+    return lax.fori_loop(0, tile_ends[-1], one_tile, out).astype(q.dtype)
 
 
 def _whole_blocks(page_table: jax.Array, page_size: int) -> tuple[jax.Array, int]:

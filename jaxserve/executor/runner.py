@@ -1,7 +1,6 @@
 """The device side of a step: one jitted call, launched without waiting, fetched later."""
 
 import functools
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from jaxserve.executor.warmup import CompileCounter, compile_all
 from jaxserve.model_config import ModelConfig
 from jaxserve.models import AttnContext, Model, build_model
 from jaxserve.weights import ModelSource, load_weights
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,15 +195,8 @@ def build_runner(
         WeightLoadError: the checkpoint does not fit the model.
     """
     assert config.max_running_requests is not None
-    started = time.monotonic()
     model = make_model(config, model_config, device.platform)
     weights = load_weights(source, model_config, model.expected)
-    logger.info(
-        "Load weight end. type=%s, dtype=%s, %.2f s",
-        model_config.model_type,
-        config.dtype,
-        time.monotonic() - started,
-    )
     state = make_state(
         model_config,
         num_pages=num_pages,

@@ -132,10 +132,7 @@ def test_extend(name: str, implementation: str) -> None:
         scale=scale_of(case.q), implementation=implementation,
     )  # fmt: skip
     assert out.dtype == jnp.float32
-    np.testing.assert_allclose(
-        out[: case.num_tokens], case.expected[: case.num_tokens], atol=2e-5, rtol=2e-5
-    )
-    assert np.isfinite(out).all()
+    np.testing.assert_allclose(out, case.expected, atol=2e-5, rtol=2e-5)  # padding is 0
 
 
 @pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
