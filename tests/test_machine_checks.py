@@ -16,7 +16,9 @@ FOLDERS = (*PACKAGES, "tests", "scripts", "benchmarks")
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 400
 # "file" or "file::function" -> (lines allowed, reason)
-LONGER: dict[str, tuple[int, str]] = {}
+LONGER: dict[str, tuple[int, str]] = {
+    "pallas_kernels/xla.py::paged_extend_attention": (120, "a kernel: kernels may have 120"),
+}
 # The only places that may catch everything: each logs once and maps to a named error.
 BROAD_EXCEPTS = {"jaxserve/engine.py": 1, "jaxserve/server/app.py": 1}
 # The only file that may import inside functions: `--help` must answer at once.
