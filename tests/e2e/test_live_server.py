@@ -12,11 +12,12 @@ from e2e.live_server import SMALL, LiveServer, launched
 
 from jaxserve.utils import launch_server_cmd, terminate_process
 
-LONG = {"max_new_tokens": 200, "ignore_eos": True, "temperature": 0}
+LONG = {"max_new_tokens": 480, "ignore_eos": True, "temperature": 0}
 
 
 def test_a_client_that_goes_away_frees_its_pages(tiny_server: LiveServer) -> None:
-    body = {"text": "Hello there", "sampling_params": LONG | {"n": 2}, "stream": True}
+    # far more rows than the server runs at once: seconds of work, however fast the machine
+    body = {"text": "Hello there", "sampling_params": LONG | {"n": 64}, "stream": True}
     for streamed in (True, False):
         with ThreadPoolExecutor() as pool:
             if streamed:
