@@ -12,7 +12,7 @@ from e2e.live_server import SMALL, LiveServer, launched
 
 from jaxserve.utils import launch_server_cmd, terminate_process
 
-LONG = {"max_new_tokens": 480, "ignore_eos": True, "temperature": 0}
+LONG = {"max_new_tokens": 200, "ignore_eos": True, "temperature": 0}
 
 
 def test_a_client_that_goes_away_frees_its_pages(tiny_server: LiveServer) -> None:
