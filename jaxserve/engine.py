@@ -101,7 +101,6 @@ class Engine:
         self._subscriptions: dict[str, _Subscription] = {}
         self._report = EngineReport(scheduler, metrics, config, max_total_num_tokens)
         self._is_stopping = False
-        self._is_closed = False
         self._lock = threading.Lock()  # a submit is either in the mailbox or refused at death
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._thread.start()
@@ -155,10 +154,6 @@ class Engine:
         """Stop the thread; sequences that are alive get an abort.  Idempotent."""
         self._mailbox.put(_Stop())
         self._thread.join()
-        with self._lock:
-            if not self._is_closed:
-                self._is_closed = True
-                self._runner.close()
 
     def _main(self) -> None:
         try:
@@ -241,7 +236,10 @@ class Engine:
                         self._subscriptions.pop(output.rid, None)
 
     def _close(self, error: BaseException | None) -> None:
-        """Refuse what is in the mailbox, end what is alive, and never continue."""
+        """Refuse what is in the mailbox, end what is alive, and never continue.
+
+        The thread's last act, so it happens once, after a shutdown and after a death alike.
+        """
         with self._lock:
             self._is_stopping = True
             self.error = error
@@ -254,6 +252,7 @@ class Engine:
             elif isinstance(late, _FlushCache):
                 late.done.set_exception(EngineDeadError(message))
         self._deliver([_refusal(rid, message, status) for rid in list(self._subscriptions)])
+        self._runner.close()
 
     def _death_message(self) -> str:
         if self.error is None:

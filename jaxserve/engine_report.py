@@ -96,7 +96,6 @@ class EngineReport:
             num_prefill_tokens_total=self._num_prefill_tokens,
             num_cached_tokens_total=pages.num_cached_tokens,
             num_decode_tokens_total=self._num_decode_tokens,
-            last_step_s=time.monotonic() if self._num_steps else 0.0,
         )
         self._metrics.step(self.stats)
 

@@ -43,7 +43,6 @@ class EngineStats:
     num_prefill_tokens_total: int = 0  # prompt tokens computed
     num_cached_tokens_total: int = 0  # prompt tokens found in the prefix cache
     num_decode_tokens_total: int = 0
-    last_step_s: float = 0.0  # time.monotonic() when the last step ended; 0 before the first
 
     @property
     def num_available_tokens(self) -> int:

@@ -52,7 +52,6 @@ class ModelInfo:
     weight_version: str = "default"
     served_model_name: str | None = None
     is_generation: bool = True
-    preferred_sampling_params: str | None = None
     generation_defaults: Mapping[str, float] = field(default_factory=dict)
 
     @property
