@@ -24,7 +24,8 @@ def test_a_client_that_goes_away_frees_its_pages(tiny_server: LiveServer) -> Non
                 response = requests.post(
                     f"{tiny_server.url}/generate", json=body, stream=True, timeout=60
                 )
-                next(response.iter_lines())
+                lines = response.iter_lines()  # kept: dropping it closes the connection early
+                next(lines)
                 tiny_server.wait_until(lambda state: state["num_running_reqs"] > 0)
                 response.close()
             else:
