@@ -14,6 +14,10 @@ from jaxserve.text import Tokenizer
 
 Deliver = Callable[[TokenOutput], None]
 
+ANSWER = (
+    "Paris is 你好 the capital. END more"  # some tokens are parts of a character
+)
+
 
 class FakeEngine:
     """Delivers one token of ``answer(request)`` per turn of the loop, while ``is_running``."""

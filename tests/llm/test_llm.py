@@ -1,11 +1,10 @@
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine, fake_llm
+from fake_engine import ANSWER, FakeEngine, fake_llm
 
 from jaxserve import LLM
 from jaxserve.config import EngineConfig
@@ -17,27 +16,8 @@ from jaxserve.errors import (
     OverloadedError,
 )
 from jaxserve.request import Request, SamplingParams, TextChunk
-from jaxserve.text import Tokenizer, load_tokenizer
+from jaxserve.text import Tokenizer
 from jaxserve.text_stream import TextStream
-
-ANSWER = "Paris is 你好 the capital. END more"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(demo_model: Path) -> Tokenizer:
-    return load_tokenizer(demo_model)
-
-
-@pytest.fixture
-def answer(tokenizer: Tokenizer) -> list[int]:
-    return tokenizer.encode(ANSWER)
-
-
-@pytest.fixture
-def pair(tokenizer: Tokenizer, answer: list[int]) -> Iterator[tuple[LLM, FakeEngine]]:
-    llm, engine = fake_llm(tokenizer, lambda request: answer)
-    yield llm, engine
-    llm.shutdown()
 
 
 async def one(llm: LLM, prompt: Any = "hi", **params: Any) -> TextStream:

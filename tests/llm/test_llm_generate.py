@@ -2,36 +2,16 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from fake_engine import FakeEngine, fake_llm
+from fake_engine import ANSWER, FakeEngine, fake_llm
 
 from jaxserve import LLM
 from jaxserve.errors import EngineDeadError, InvalidRequestError, OverloadedError
 from jaxserve.request import Request, SamplingParams
-from jaxserve.text import Tokenizer, load_tokenizer
-
-ANSWER = "Paris is 你好 the capital. END more"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(demo_model: Path) -> Tokenizer:
-    return load_tokenizer(demo_model)
-
-
-@pytest.fixture
-def answer(tokenizer: Tokenizer) -> list[int]:
-    return tokenizer.encode(ANSWER)
-
-
-@pytest.fixture
-def pair(tokenizer: Tokenizer, answer: list[int]) -> Iterator[tuple[LLM, FakeEngine]]:
-    llm, engine = fake_llm(tokenizer, lambda request: answer)
-    yield llm, engine
-    llm.shutdown()
+from jaxserve.text import Tokenizer
 
 
 def test_generate_one(pair: tuple[LLM, FakeEngine], answer: list[int]) -> None:
