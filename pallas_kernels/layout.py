@@ -20,24 +20,36 @@ from jax import lax
 BF16_BITS = jnp.dtype(jnp.uint16)
 
 
-def to_stored(values: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Keys or values as a pool of ``dtype`` holds them."""
+FP8 = jnp.dtype(jnp.float8_e4m3fn)
+FP8_MAX = 448.0  # the largest finite value of e4m3 (https://arxiv.org/abs/2209.05433)
+
+
+def to_stored(values: jax.Array, dtype: jnp.dtype, scale: jax.Array | None = None) -> jax.Array:
+    """Keys or values as a pool of ``dtype`` holds them: divided by ``scale`` f32[], if any.
+
+    fp8 saturates at its largest finite value: e4m3 has no infinity, a cast beyond it gives NaN.
+    """
+    if scale is not None:
+        values = values.astype(jnp.float32) / scale
     if dtype == BF16_BITS:
         return lax.bitcast_convert_type(values.astype(jnp.bfloat16), jnp.uint16)
+    if dtype == FP8:
+        values = values.astype(jnp.float32)
+        return jnp.clip(values, -FP8_MAX, FP8_MAX).astype(FP8)
     return values.astype(dtype)
 
 
 def from_stored(tiles: jax.Array) -> jax.Array:
-    """What a pool holds as numbers: f32 from bf16 bits, anything else as it is."""
+    """What a pool holds as numbers: f32 from bf16 bits and from fp8, anything else as it is."""
     if tiles.dtype == BF16_BITS:
         # bf16 is the upper half of f32
         return lax.bitcast_convert_type(tiles.astype(jnp.uint32) << 16, jnp.float32)
-    return tiles
+    return tiles.astype(jnp.float32) if tiles.dtype == FP8 else tiles
 
 
 def compute_dtype(stored: jnp.dtype) -> jnp.dtype:
     """The dtype of ``from_stored`` of a pool of dtype ``stored``."""
-    return jnp.dtype(jnp.float32) if stored == BF16_BITS else jnp.dtype(stored)
+    return jnp.dtype(jnp.float32) if stored in (BF16_BITS, FP8) else jnp.dtype(stored)
 
 
 @dataclass(frozen=True, slots=True)
