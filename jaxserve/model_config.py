@@ -1,14 +1,12 @@
 """What a checkpoint is: the fields of its config.json that change what is computed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 from jaxserve.errors import ConfigError
 from jaxserve.json_fields import Fields
 
-MODEL_TYPES = ("llama",)
-ARCHITECTURES = ("LlamaForCausalLM",)
 HIDDEN_ACTS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 CHECKPOINT_DTYPES = ("float32", "float16", "bfloat16")
 
@@ -49,7 +47,41 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 _REMEDY = {
     "quantization_config": "use the unquantized checkpoint, or a .gguf file of this model",
     "sliding_window": "use a checkpoint with full attention",
+    "use_sliding_window": "use a checkpoint with full attention",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Family:
+    """What the name of a model type says, and the defaults of its config in transformers."""
+
+    architecture: str
+    num_kv_heads: int | None = None  # None = as many as query heads
+    head_dim: int | None = None  # None = hidden_size / num_heads
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_ids: tuple[int, ...] = ()
+    biases: tuple[bool, bool] | None = None  # of q, k, v and of out; None = attention_bias says
+    neutral: Mapping[str, tuple[object, ...]] = field(default_factory=lambda: _NEUTRAL)
+
+
+# A Qwen config always has a sliding_window, which counts only if use_sliding_window says so.
+_QWEN_NEUTRAL = {
+    **{key: values for key, values in _NEUTRAL.items() if key != "sliding_window"},
+    **dict.fromkeys(("use_sliding_window", "use_mrope", "mlp_bias"), (None, False)),
+}
+_FAMILIES = {
+    "llama": _Family(architecture="LlamaForCausalLM", eos_token_ids=(2,), bos_token_ids=(1,)),
+    "qwen2": _Family(
+        architecture="Qwen2ForCausalLM",
+        num_kv_heads=32,
+        biases=(True, False),
+        neutral=_QWEN_NEUTRAL,
+    ),
+    "qwen3": _Family(
+        architecture="Qwen3ForCausalLM", num_kv_heads=32, head_dim=128, neutral=_QWEN_NEUTRAL
+    ),
+}
+MODEL_TYPES = tuple(_FAMILIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +131,8 @@ class ModelConfig:
     rope_scaling: RopeScaling | None
     context_len: int
     tie_word_embeddings: bool
-    attention_bias: bool
+    qkv_bias: bool
+    out_bias: bool  # of attention's output projection
     mlp_bias: bool
     hidden_act: str
     eos_token_ids: tuple[int, ...]
@@ -119,48 +152,54 @@ class ModelConfig:
                 that is not implemented.
         """
         model_type = hf_config.get("model_type")
-        if model_type not in MODEL_TYPES:
+        if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
             raise ConfigError(
                 f"config.json: model_type {model_type!r} is not supported; supported: "
                 f"{', '.join(MODEL_TYPES)}. Choose a checkpoint of one of these"
             )
-        _check_neutral(hf_config)
+        family = _FAMILIES[model_type]
+        _check_neutral(hf_config, family.neutral)
         fields = Fields(hf_config, "config.json")
         num_heads = fields.integer("num_attention_heads")
         hidden_size = fields.integer("hidden_size")
         context_len = fields.integer("max_position_embeddings")
-        head_dim = fields.integer("head_dim", max(hidden_size // num_heads, 1))
+        head_dim = fields.integer("head_dim", family.head_dim or max(hidden_size // num_heads, 1))
+        bias = fields.flag("attention_bias", False)
+        qkv_bias, out_bias = family.biases or (bias, bias)
         rope, rope_theta = _rope_fields(fields)
         config = cls(
-            model_type="llama",
-            architectures=fields.names("architectures", ARCHITECTURES),
+            model_type=model_type,
+            architectures=fields.names("architectures", (family.architecture,)),
             vocab_size=fields.integer("vocab_size"),
             hidden_size=hidden_size,
             intermediate_size=fields.integer("intermediate_size"),
             num_layers=fields.integer("num_hidden_layers"),
             num_heads=num_heads,
-            num_kv_heads=fields.integer("num_key_value_heads", num_heads),
+            num_kv_heads=fields.integer("num_key_value_heads", family.num_kv_heads or num_heads),
             head_dim=head_dim,
             rms_norm_eps=fields.number("rms_norm_eps"),
             rope_theta=rope_theta,
             rope_scaling=_rope_scaling(rope, fields, context_len, head_dim),
             context_len=context_len,
             tie_word_embeddings=fields.flag("tie_word_embeddings", False),
-            attention_bias=fields.flag("attention_bias", False),
+            qkv_bias=qkv_bias,
+            out_bias=out_bias,
             mlp_bias=fields.flag("mlp_bias", False),
             hidden_act=fields.choice("hidden_act", "silu", HIDDEN_ACTS),
-            eos_token_ids=fields.token_ids("eos_token_id", (2,)),
-            bos_token_id=next(iter(fields.token_ids("bos_token_id", (1,))), None),
+            eos_token_ids=fields.token_ids("eos_token_id", family.eos_token_ids),
+            bos_token_id=next(iter(fields.token_ids("bos_token_id", family.bos_token_ids)), None),
             dtype=_dtype(fields),
         )
         fields.raise_problems()
-        _check_shapes(config, hf_config)
+        _check_shapes(config, hf_config, family)
         return config
 
 
-def _check_neutral(hf_config: Mapping[str, object]) -> None:
+def _check_neutral(
+    hf_config: Mapping[str, object], neutral_values: Mapping[str, tuple[object, ...]]
+) -> None:
     problems = []
-    for key, neutral in _NEUTRAL.items():
+    for key, neutral in neutral_values.items():
         value = hf_config.get(key)
         if key == "sliding_window" and hf_config.get("use_sliding_window") is False:
             continue
@@ -174,14 +213,15 @@ def _check_neutral(hf_config: Mapping[str, object]) -> None:
         raise ConfigError("config.json: " + "; ".join(problems))
 
 
-def _check_shapes(config: ModelConfig, hf_config: Mapping[str, object]) -> None:
+def _check_shapes(config: ModelConfig, hf_config: Mapping[str, object], family: _Family) -> None:
     problems = []
-    if not set(config.architectures) & set(ARCHITECTURES):
+    if family.architecture not in config.architectures:
         problems.append(
             f"architectures {list(config.architectures)} are not supported; supported: "
-            f"{', '.join(ARCHITECTURES)}"
+            f"{family.architecture}"
         )
-    if hf_config.get("head_dim") is None and config.hidden_size % config.num_heads:
+    has_head_dim = hf_config.get("head_dim") is not None or family.head_dim is not None
+    if not has_head_dim and config.hidden_size % config.num_heads:
         problems.append(
             f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
             f"{config.num_heads}, and there is no head_dim"

@@ -1,12 +1,13 @@
-"""Make a small random Llama checkpoint in the Hugging Face layout, without torch.
+"""Make a small random checkpoint in the Hugging Face layout, without torch.
 
     python scripts/make_tiny_checkpoint.py FOLDER --rope llama3 --tied --shards 3
+    python scripts/make_tiny_checkpoint.py FOLDER --model-type qwen3
     python scripts/make_tiny_checkpoint.py FOLDER --vocab-size 49152 --tokenizer demo
 
-The second is the model of the host-overhead benchmark: 2 layers, 64 wide, so small that a step
+The last is the model of the host-overhead benchmark: 2 layers, 64 wide, so small that a step
 costs little more than its bookkeeping, with the demo model's tokenizer.
 
-Tests import ``make_tiny_llama``.  Norm scales lie around 1, kernels have variance 1 / fan-in and
+Tests import ``make_tiny``.  Norm scales lie around 1, kernels have variance 1 / fan-in and
 the head is scaled so that logits have a standard deviation of about 2: a wrong detail shows in
 the logits, and greedy decoding has a clear favourite.
 """
@@ -16,6 +17,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -57,6 +59,27 @@ TINY_CONFIG: Mapping[str, object] = {
     "tie_word_embeddings": False,
     "vocab_size": TINY_VOCAB_SIZE,
 }
+MODEL_TYPES: Mapping[str, Mapping[str, object]] = {
+    "llama": {},
+    "qwen2": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "attention_bias": None,
+        "mlp_bias": None,
+        "sliding_window": 512,
+        "use_sliding_window": False,
+        "max_window_layers": 2,
+    },
+    "qwen3": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "head_dim": 16,
+        "mlp_bias": None,
+        "sliding_window": None,
+        "use_sliding_window": False,
+        "max_window_layers": 2,
+    },
+}
 # For the head_dim of TINY_CONFIG, 16, and with pretrained lengths shorter than its context, so
 # that a few dozen tokens reach the stretched part.
 ROPE_VARIANTS: Mapping[str, Mapping[str, object] | None] = {
@@ -90,8 +113,14 @@ ROPE_VARIANTS: Mapping[str, Mapping[str, object] | None] = {
 }
 
 
-def make_tiny_llama(
+def make_tiny_llama(folder: Path, **options: Any) -> Path:
+    """``make_tiny`` of a Llama."""
+    return make_tiny(folder, "llama", **options)
+
+
+def make_tiny(
     folder: Path,
+    model_type: str,
     *,
     rope: str = "default",
     num_shards: int = 1,
@@ -104,6 +133,7 @@ def make_tiny_llama(
 
     Args:
         folder: where config.json, the weights and the tokenizer go.
+        model_type: a key of MODEL_TYPES.
         rope: a key of ROPE_VARIANTS.
         num_shards: 1 for model.safetensors, more for shards with an index.
         dtype: what the weights are stored in.
@@ -115,7 +145,8 @@ def make_tiny_llama(
     Returns:
         ``folder``.
     """
-    merged = {**TINY_CONFIG, "rope_scaling": ROPE_VARIANTS[rope], "torch_dtype": dtype, **overrides}
+    base = {**TINY_CONFIG, **MODEL_TYPES[model_type]}
+    merged = {**base, "rope_scaling": ROPE_VARIANTS[rope], "torch_dtype": dtype, **overrides}
     config = {key: value for key, value in merged.items() if value is not None}
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer == "bytes":
@@ -149,7 +180,7 @@ def tiny_weights(
 
 
 def tensor_shapes(config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
-    """Hugging Face name → shape of every tensor of a Llama."""
+    """Hugging Face name → shape of every tensor of a model of MODEL_TYPES."""
     sizes = {key: value for key, value in config.items() if isinstance(value, int)}
     width, ffn = sizes["hidden_size"], sizes["intermediate_size"]
     heads = sizes["num_attention_heads"]
@@ -174,11 +205,20 @@ def tensor_shapes(config: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
         prefix = f"model.layers.{layer}."
         shapes[f"{prefix}input_layernorm.weight"] = (width,)
         shapes[f"{prefix}post_attention_layernorm.weight"] = (width,)
+        if config.get("model_type") == "qwen3":
+            shapes[f"{prefix}self_attn.q_norm.weight"] = (head_dim,)
+            shapes[f"{prefix}self_attn.k_norm.weight"] = (head_dim,)
         for module, shape in linears.items():
             shapes[f"{prefix}{module}.weight"] = shape
-            if config.get("mlp_bias" if module.startswith("mlp") else "attention_bias"):
+            if _has_bias(config, module):
                 shapes[f"{prefix}{module}.bias"] = shape[:1]
     return shapes
+
+
+def _has_bias(config: Mapping[str, object], module: str) -> bool:
+    if config.get("model_type") == "qwen2":
+        return module in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    return bool(config.get("mlp_bias" if module.startswith("mlp") else "attention_bias"))
 
 
 def save_sharded(
@@ -244,6 +284,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--model-type", choices=MODEL_TYPES, default="llama")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--hidden-size", type=int, default=64)
     parser.add_argument("--intermediate-size", type=int, default=128)
@@ -260,8 +301,9 @@ def main() -> None:
     parser.add_argument("--tokenizer", choices=("none", "bytes", "demo"), default="bytes")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    folder = make_tiny_llama(
+    folder = make_tiny(
         args.folder,
+        args.model_type,
         rope=args.rope,
         num_shards=args.shards,
         dtype=args.dtype,
@@ -275,8 +317,9 @@ def main() -> None:
         vocab_size=args.vocab_size,
         max_position_embeddings=args.context_len,
         tie_word_embeddings=args.tied,
-        attention_bias=args.attention_bias,
-        mlp_bias=args.mlp_bias,
+        # a model type that has no such key takes only what was asked for
+        **({"attention_bias": True} if args.attention_bias else {}),
+        **({"mlp_bias": True} if args.mlp_bias else {}),
     )
     print(folder)
 

@@ -16,8 +16,9 @@ from jaxserve.weights.demo import demo_model_path
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Two devices on one host, so that nothing works only because there is a single one.
-jax.config.update("jax_num_cpu_devices", 2)
+# Eight devices on one host, for tensor parallelism, and so that nothing works only because there
+# is a single one.
+jax.config.update("jax_num_cpu_devices", 8)
 # Most of the suite's time is XLA's; a second run finds its executables here.
 CACHE = Path(tempfile.gettempdir()) / f"jaxserve-test-cache-{os.getuid()}"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))

@@ -6,20 +6,29 @@ import sys
 import numpy as np
 import pytest
 import torch
-from make_tiny_checkpoint import ROPE_VARIANTS, SPECIAL_TOKENS, TINY_CONFIG, main, make_tiny_llama
+from make_tiny_checkpoint import (
+    ROPE_VARIANTS,
+    SPECIAL_TOKENS,
+    TINY_CONFIG,
+    main,
+    make_tiny,
+    make_tiny_llama,
+)
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 OPTIONS = [{"rope": name} for name in ROPE_VARIANTS] + [
     {"tie_word_embeddings": True, "num_shards": 3},
     {"attention_bias": True, "mlp_bias": True, "dtype": "bfloat16"},
+    {"model_type": "qwen2", "num_shards": 2},
+    {"model_type": "qwen3", "tie_word_embeddings": True, "attention_bias": True},
     {"head_dim": 24, "num_key_value_heads": 1, "dtype": "float16", "rms_norm_eps": 1e-3},
 ]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_transformers_loads_it_without_a_missing_tensor(tmp_path, options):
-    folder = make_tiny_llama(tmp_path, **options)
+    folder = make_tiny(tmp_path, **{"model_type": "llama", **options})
     model, report = AutoModelForCausalLM.from_pretrained(
         folder, output_loading_info=True, dtype=torch.float32
     )

@@ -42,7 +42,8 @@ def test_llama_3_1_8b():
         ),
         context_len=131072,
         tie_word_embeddings=False,
-        attention_bias=False,
+        qkv_bias=False,
+        out_bias=False,
         mlp_bias=False,
         hidden_act="silu",
         eos_token_ids=(128001, 128008, 128009),
@@ -114,7 +115,7 @@ def test_absent_keys_take_the_defaults_of_transformers():
     assert config.head_dim == theirs.head_dim
     assert config.rope_theta == theirs.rope_parameters["rope_theta"]
     assert config.tie_word_embeddings == theirs.tie_word_embeddings
-    assert (config.attention_bias, config.mlp_bias) == (theirs.attention_bias, theirs.mlp_bias)
+    assert (config.qkv_bias, config.mlp_bias) == (theirs.attention_bias, theirs.mlp_bias)
     assert (config.eos_token_ids, config.bos_token_id) == (
         (theirs.eos_token_id,),
         theirs.bos_token_id,
@@ -187,7 +188,10 @@ def refused(change: dict[str, object]) -> str:
 @pytest.mark.parametrize("model_type", ["gpt2", None, 3])
 def test_unknown_model_type(model_type):
     text = refused({"model_type": model_type})
-    assert f"model_type {model_type!r} is not supported; supported: llama. Choose" in text
+    assert (
+        f"model_type {model_type!r} is not supported; supported: llama, qwen2, qwen3. Choose"
+        in text
+    )
 
 
 def test_all_missing_keys_are_named_at_once():

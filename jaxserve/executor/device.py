@@ -29,20 +29,38 @@ _CGROUP_LIMITS = (
 )
 
 
-def device_info() -> DeviceInfo:
-    """Describe the device that jax puts arrays on."""
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return DeviceInfo("cpu", device.device_kind, _free_host_bytes(), _num_cores())
-    platform = "cuda" if device.platform in ("gpu", "cuda") else device.platform
-    memory = device.memory_stats() or {}
-    free = int(memory.get("bytes_limit", 0)) - int(memory.get("bytes_in_use", 0))
-    if free <= 0:
-        raise ConfigError(
-            f"the {platform} device {device.device_kind} does not report its free memory; "
-            "free it, or run with JAX_PLATFORMS=cpu"
+def device_info(num_used: int = 1) -> DeviceInfo:
+    """Describe the devices that jax puts arrays on; ``num_used`` of them, the first, are used.
+
+    Raises:
+        ConfigError: one of those does not say what is free of its memory.
+    """
+    devices = jax.devices()
+    used = devices[:num_used]
+    kind = used[0].device_kind
+    if used[0].platform == "cpu":
+        # all of them share the host's memory
+        return DeviceInfo(
+            "cpu", kind, _free_host_bytes() // len(used), _num_cores(), num_devices=len(devices)
         )
-    return DeviceInfo(platform, device.device_kind, free, _num_cores())
+    platform = "cuda" if used[0].platform in ("gpu", "cuda") else used[0].platform
+    free = []
+    for device in used:
+        memory = device.memory_stats() or {}
+        free.append(int(memory.get("bytes_limit", 0)) - int(memory.get("bytes_in_use", 0)))
+        if free[-1] <= 0:
+            raise ConfigError(
+                f"the {platform} device {device.id} ({kind}) does not report its free memory; "
+                "free it, or run with JAX_PLATFORMS=cpu"
+            )
+    return DeviceInfo(
+        platform,
+        kind,
+        min(free),
+        _num_cores(),
+        num_devices=len(devices),
+        compute_capability=str(used[0].compute_capability) if platform == "cuda" else "",
+    )
 
 
 def enable_compilation_cache(folder: str | None) -> str:

@@ -4,15 +4,19 @@
 replaced by what comes out.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxserve.config import GIB, EngineConfig
 from jaxserve.errors import ConfigError
+from jaxserve.executor.sharding import POOL_AXES, Placement
 from jaxserve.model_config import ModelConfig
 from jaxserve.models import BF16_BITS, KVPool
+from jaxserve.shard_plan import plan_shards
 
 _SLOT_STATE_ITEMSIZE = 8  # per slot and vocabulary entry: i32 token_info and f32 logit_bias
 
@@ -30,7 +34,7 @@ class DeviceState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Where the device's memory goes.  ``num_pages`` includes the null page."""
+    """Where each device's memory goes.  ``num_pages`` includes the null page."""
 
     free_bytes: int
     weight_bytes: int
@@ -73,6 +77,8 @@ def plan_memory(
 
     ``--max-total-tokens`` sets the size outright (and may ask for more than the fraction, never
     for more than is free).  There is no use for more than all rows at full context length.
+    All bytes are those of one device; under ``--tp-size`` each holds its own kv heads of every
+    page.
 
     Raises:
         ConfigError: not even one sequence of one page fits; the message has the numbers.
@@ -81,7 +87,7 @@ def plan_memory(
     num_slots = config.max_running_requests + 1
     slot_bytes = num_slots * (model.vocab_size * _SLOT_STATE_ITEMSIZE + 4)
     per_token = (
-        2 * model.num_layers * model.num_kv_heads * model.head_dim
+        2 * model.num_layers * plan_shards(model, config.tp_size).num_kv_heads * model.head_dim
         * kv_dtype(config, platform).itemsize
     )  # fmt: skip
     pages_per_row = -(-config.context_length // config.page_size)
@@ -124,18 +130,28 @@ def _rounded_down(num_pages: int, platform: str) -> int:
     return num_pages // step * step
 
 
-def make_state(
-    model: ModelConfig, *, num_pages: int, page_size: int, num_slots: int, dtype: jnp.dtype
+def state_specs(
+    model: ModelConfig,
+    placement: Placement,
+    *,
+    num_pages: int,
+    page_size: int,
+    num_slots: int,
+    dtype: jnp.dtype,
 ) -> DeviceState:
-    """Allocate the state: zeros everywhere."""
-    shape = (num_pages, model.num_kv_heads, page_size, model.head_dim)
-    layers = range(model.num_layers)
+    """The state as structs with shardings: pools divided by kv heads, the rest on every device."""
+    struct: Callable[..., Any] = placement.struct  # a struct may stand wherever an array does
+    shape = (num_pages, placement.plan.num_kv_heads, page_size, model.head_dim)
+    pool = struct(shape, dtype, POOL_AXES)
+    table = (num_slots, model.vocab_size)
     return DeviceState(
-        kv=KVPool(
-            k=tuple(jnp.zeros(shape, dtype) for _ in layers),
-            v=tuple(jnp.zeros(shape, dtype) for _ in layers),
-        ),
-        last_tokens=jnp.zeros((num_slots,), jnp.int32),
-        token_info=jnp.zeros((num_slots, model.vocab_size), jnp.int32),
-        logit_bias=jnp.zeros((num_slots, model.vocab_size), jnp.float32),
+        kv=KVPool(k=(pool,) * model.num_layers, v=(pool,) * model.num_layers),
+        last_tokens=struct((num_slots,), jnp.int32),
+        token_info=struct(table, jnp.int32),
+        logit_bias=struct(table, jnp.float32),
     )
+
+
+def make_state(specs: DeviceState) -> DeviceState:
+    """Allocate what ``state_specs`` describes: zeros everywhere, each shard on its device."""
+    return jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype, device=spec.sharding), specs)

@@ -1,6 +1,5 @@
 """The device side of a step: one jitted call, launched without waiting, fetched later."""
 
-import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxserve.batch import PADDING_SLOT, Bucket, Mode, StepInputs, StepResult
+from jaxserve.batch import Bucket, StepInputs, StepResult
 from jaxserve.config import DeviceInfo, EngineConfig
-from jaxserve.executor.kv_pool import DeviceState, kv_dtype, make_state
-from jaxserve.executor.packing import pack, packed_len, unpack
-from jaxserve.executor.sampler import Sampled, init_slot, record, sample, set_slot
+from jaxserve.executor.bounds import PageBounds
+from jaxserve.executor.kv_pool import DeviceState, kv_dtype, make_state, state_specs
+from jaxserve.executor.packing import pack, packed_len
+from jaxserve.executor.sampler import Sampled, init_slot, set_slot
+from jaxserve.executor.sharding import Placement
+from jaxserve.executor.step import trace_step
 from jaxserve.executor.warmup import CompileCounter, compile_all
 from jaxserve.model_config import ModelConfig
-from jaxserve.models import AttnContext, Model, build_model
+from jaxserve.models import Model, build_model
 from jaxserve.weights import ModelSource, load_weights
 
 
@@ -49,6 +51,7 @@ class ModelRunner:
         model: Model,
         leaves: Sequence[jax.Array],
         state: DeviceState,
+        placement: Placement,
         *,
         buckets: tuple[Bucket, ...],
         attention_backend: str,
@@ -58,9 +61,11 @@ class ModelRunner:
         self._model = model
         self._leaves = list(leaves)
         self._state = state
+        self._placement = placement
         self._attention_backend = attention_backend
+        num_pages, _, page_size, _ = state.kv.k[0].shape
+        self._bounds = PageBounds(num_pages, page_size)
         self.compile_counter = CompileCounter()
-        self.num_traces = 0
         started = time.monotonic()
         self._steps: Mapping[Bucket, Any] = compile_all(
             buckets, self.lower_step, num_threads=num_compile_threads
@@ -76,7 +81,12 @@ class ModelRunner:
         return len(self._steps)
 
     def launch(self, inputs: StepInputs) -> PendingStep:
-        """Enqueue one step and return at once; steps execute in the order of the calls."""
+        """Enqueue one step and return at once; steps execute in the order of the calls.
+
+        Raises:
+            ValueError: a page id outside the pool, which no device would notice.
+        """
+        self._bounds.check(inputs)
         for init in inputs.slot_inits:
             info, bias = init_slot(init, self._state.token_info.shape[1])
             token_info, logit_bias = self._set_slot(
@@ -98,59 +108,17 @@ class ModelRunner:
 
         What is lowered for other ``platforms`` than the device's can only be looked at.
         """
-        step = jax.jit(functools.partial(self._step, bucket), donate_argnums=1)
-        packed = jax.ShapeDtypeStruct((packed_len(bucket),), jnp.int32)
-        traced = step.trace(self._leaves, self._state, packed)
+        traced = trace_step(
+            self._model, bucket, self._attention_backend, self._placement, self._leaves, self._state
+        )
         return traced.lower(lowering_platforms=platforms)
 
-    def _step(
-        self, bucket: Bucket, leaves: list[jax.Array], state: DeviceState, packed: jax.Array
-    ) -> tuple[DeviceState, Sampled]:
-        """embed → layers → logits of the rows → sample → last_tokens."""
-        self.num_traces += 1
-        inputs = unpack(packed, bucket)
-        is_decode = bucket.mode is Mode.DECODE
-        model = self._model.bind(leaves)
-        token_ids = state.last_tokens[inputs.row_slots] if is_decode else inputs.token_ids
-        context = AttnContext(
-            positions=inputs.positions,
-            write_slots=inputs.write_slots,
-            page_table=inputs.page_table,
-            kv_lens=inputs.kv_lens,
-            q_starts=inputs.q_starts,
-            is_decode=is_decode,
-            implementation=self._attention_backend,
-        )
-        hidden, kv = model(token_ids, state.kv, context)
-        if not is_decode:
-            last = jnp.maximum(inputs.q_starts[1:] - 1, 0)  # [B]; a padding row has no token
-            hidden = hidden[last]
-        sampled = sample(
-            model.logits(hidden),
-            inputs.sampling,
-            state.token_info,
-            state.logit_bias,
-            inputs.row_slots,
-            inputs.kv_lens,
-        )
-        samples = inputs.sampling.samples
-        slots = jnp.where(samples, inputs.row_slots, PADDING_SLOT)
-        new_state = DeviceState(
-            kv=kv,
-            last_tokens=state.last_tokens.at[slots].set(sampled.token_ids),
-            token_info=record(state.token_info, slots, sampled.token_ids, samples),
-            logit_bias=state.logit_bias,
-        )
-        return new_state, sampled
-
     def _compile_set_slot(self) -> Any:
-        vocab_size = self._state.token_info.shape[1]
+        tables = (self._state.token_info, self._state.logit_bias)
+        struct = self._placement.struct
+        row = (tables[0].shape[1],)
         lowered = jax.jit(set_slot, donate_argnums=(0, 1)).lower(
-            self._state.token_info,
-            self._state.logit_bias,
-            jax.ShapeDtypeStruct((), jnp.int32),
-            jax.ShapeDtypeStruct((vocab_size,), jnp.int32),
-            jax.ShapeDtypeStruct((vocab_size,), jnp.float32),
+            *tables, struct((), jnp.int32), struct(row, jnp.int32), struct(row, jnp.float32)
         )
         return lowered.compile()
 
@@ -168,7 +136,11 @@ def _cost(bucket: Bucket) -> int:
 
 
 def make_model(config: EngineConfig, model_config: ModelConfig, platform: str) -> Model:
-    """The model that a resolved config asks for, without its weights."""
+    """The model that a resolved config asks for, without its weights: one shard's sizes.
+
+    Raises:
+        ConfigError: a model that ``--tp-size`` cannot divide.
+    """
     assert config.context_length is not None
     # XLA:CPU has no bf16 arithmetic outside matrix products: it would convert around every op
     act_dtype = jnp.dtype(jnp.float32) if platform == "cpu" else jnp.dtype(config.dtype)
@@ -177,6 +149,7 @@ def make_model(config: EngineConfig, model_config: ModelConfig, platform: str) -
         context_len=config.context_length,
         dtype=jnp.dtype(config.dtype),
         act_dtype=act_dtype,
+        num_shards=config.tp_size,
     )
 
 
@@ -196,9 +169,11 @@ def build_runner(
     """
     assert config.max_running_requests is not None
     model = make_model(config, model_config, device.platform)
-    weights = load_weights(source, model_config, model.expected)
-    state = make_state(
+    placement = Placement.of_this_host(model.plan)
+    weights = load_weights(source, model_config, placement.expected(model), model.plan)
+    specs = state_specs(
         model_config,
+        placement,
         num_pages=num_pages,
         page_size=config.page_size,
         num_slots=config.max_running_requests + 1,
@@ -207,7 +182,8 @@ def build_runner(
     return ModelRunner(
         model,
         [weights[path] for path in model.paths],
-        state,
+        make_state(specs),
+        placement,
         buckets=buckets,
         attention_backend=config.attention_backend,
         num_compile_threads=device.num_cores,

@@ -1,6 +1,26 @@
 """Models: flax.nnx for construction, called as pure functions over a flat list of leaves."""
 
-from jaxserve.models.attention import BF16_BITS, AttnContext, KVPool
+from jaxserve.models.attention import (
+    BF16_BITS,
+    AttnContext,
+    KVPool,
+    add_rms_norm,
+    attend,
+    check_page_table,
+    supports_add_rms_norm,
+    unsupported_reason,
+)
 from jaxserve.models.registry import Model, build_model
 
-__all__ = ["BF16_BITS", "AttnContext", "KVPool", "Model", "build_model"]
+__all__ = [
+    "BF16_BITS",
+    "AttnContext",
+    "KVPool",
+    "Model",
+    "add_rms_norm",
+    "attend",
+    "build_model",
+    "check_page_table",
+    "supports_add_rms_norm",
+    "unsupported_reason",
+]

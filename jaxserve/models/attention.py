@@ -8,9 +8,27 @@ from dataclasses import dataclass, field
 
 import jax
 
-from pallas_kernels import BF16_BITS, paged_decode_attention, paged_extend_attention, write_kv
+from pallas_kernels import (
+    BF16_BITS,
+    add_rms_norm,
+    check_page_table,
+    paged_decode_attention,
+    paged_extend_attention,
+    supports_add_rms_norm,
+    unsupported_reason,
+    write_kv,
+)
 
-__all__ = ["BF16_BITS", "AttnContext", "KVPool", "attend"]
+__all__ = [
+    "BF16_BITS",
+    "AttnContext",
+    "KVPool",
+    "add_rms_norm",
+    "attend",
+    "check_page_table",
+    "supports_add_rms_norm",
+    "unsupported_reason",
+]
 
 
 @jax.tree_util.register_dataclass
@@ -38,6 +56,11 @@ class AttnContext:
     q_starts: jax.Array  # i32[B + 1]
     is_decode: bool = field(metadata={"static": True})
     implementation: str = field(metadata={"static": True})
+
+    @property
+    def fuses_norms(self) -> bool:
+        """Whether additions to the residual stream share a kernel with the norm after them."""
+        return self.implementation == "pallas"
 
 
 def attend(

@@ -5,6 +5,7 @@ V vocabulary.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +16,34 @@ from jaxserve.model_config import ModelConfig
 from jaxserve.models.attention import AttnContext, KVPool, attend
 from jaxserve.models.layers import Embed, GatedMLP, Linear, RMSNorm, project
 from jaxserve.models.rope import rope_frequencies, rotate, rotation
+from jaxserve.shard_plan import ShardPlan
+
+# Makes what queries [T, N, H] and keys [T, K, H] pass through before they are turned.
+MakeQKNorm = Callable[..., nnx.Module]
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with the three input projections fused."""
+    """Grouped-query attention with the three input projections fused; N and K are one shard's."""
 
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype):
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+    def __init__(
+        self,
+        config: ModelConfig,
+        plan: ShardPlan,
+        *,
+        dtype: jnp.dtype,
+        make_qk_norm: MakeQKNorm | None,
+    ):
+        self.num_heads, self.num_kv_heads = plan.num_heads, plan.num_kv_heads
         self.head_dim = config.head_dim
-        width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-        bias = config.attention_bias
-        self.qkv = Linear(width, config.hidden_size, use_bias=bias, dtype=dtype)
+        width = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        self.qkv = Linear(width, config.hidden_size, use_bias=config.qkv_bias, dtype=dtype)
+        self.qk_norm = None if make_qk_norm is None else make_qk_norm(config, dtype=dtype)
         self.out = Linear(
-            config.hidden_size, config.num_heads * config.head_dim, use_bias=bias, dtype=dtype
+            config.hidden_size,
+            self.num_heads * self.head_dim,
+            use_bias=config.out_bias,
+            dtype=dtype,
+            reduce_over=plan.axis,
         )
 
     def __call__(
@@ -41,54 +57,95 @@ class Attention(nnx.Module):
         qkv = self.qkv(x).reshape(x.shape[0], heads, self.head_dim)
         borders = (self.num_heads, self.num_heads + self.num_kv_heads)
         q, k, v = jnp.split(qkv, borders, axis=1)  # [T, N | K | K, H]
+        if self.qk_norm is not None:
+            q, k = self.qk_norm(q, k)
         q, k = rotate(q, *cos_sin), rotate(k, *cos_sin)
         out, *pages = attend(q, k, v, *pages, context, scale=self.head_dim**-0.5)
-        return self.out(out.reshape(x.shape[0], -1)), (pages[0], pages[1])
+        product = self.out.partial_sums if context.fuses_norms else self.out
+        return product(out.reshape(x.shape[0], -1)), (pages[0], pages[1])
 
 
 class Layer(nnx.Module):
-    """Attention and MLP, each behind its norm and added to the residual stream."""
+    """Attention and MLP, each behind its norm and added to the residual stream.
 
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype):
+    What the MLP gives is added by whoever comes next, together with its norm: one kernel.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        plan: ShardPlan,
+        *,
+        dtype: jnp.dtype,
+        make_qk_norm: MakeQKNorm | None,
+    ):
         size, epsilon = config.hidden_size, config.rms_norm_eps
         self.input_norm = RMSNorm(size, epsilon=epsilon, dtype=dtype)
-        self.attn = Attention(config, dtype=dtype)
+        self.attn = Attention(config, plan, dtype=dtype, make_qk_norm=make_qk_norm)
         self.post_attn_norm = RMSNorm(size, epsilon=epsilon, dtype=dtype)
         self.mlp = GatedMLP(
             size,
-            config.intermediate_size,
+            plan.ffn,
             hidden_act=config.hidden_act,
             use_bias=config.mlp_bias,
             dtype=dtype,
+            reduce_over=plan.axis,
         )
 
     def __call__(
         self,
         x: jax.Array,  # [T, D]
+        delta: jax.Array | None,  # of the layer before
         pages: tuple[jax.Array, jax.Array],
         cos_sin: tuple[jax.Array, jax.Array],
         context: AttnContext,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        attended, pages = self.attn(self.input_norm(x), pages, cos_sin, context)
-        x = x + attended
-        return x + self.mlp(self.post_attn_norm(x)), pages
+    ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
+        fused = context.fuses_norms
+        if delta is None:
+            hidden = self.input_norm(x)
+        else:
+            x, hidden = self.input_norm.after_adding(x, delta, fused=fused)
+        attended, pages = self.attn(hidden, pages, cos_sin, context)
+        x, hidden = self.post_attn_norm.after_adding(x, attended, fused=fused)
+        return x, self.mlp(hidden, fused=fused), pages
 
 
 class Llama(nnx.Module):
-    """The whole decoder.  ``context_len`` is the served one: rope scaling may depend on it."""
+    """The whole decoder, as one shard has it.
+
+    ``context_len`` is the served one: rope scaling may depend on it.
+    """
 
     def __init__(
-        self, config: ModelConfig, *, context_len: int, dtype: jnp.dtype, act_dtype: jnp.dtype
+        self,
+        config: ModelConfig,
+        plan: ShardPlan,
+        *,
+        context_len: int,
+        dtype: jnp.dtype,
+        act_dtype: jnp.dtype,
+        make_qk_norm: MakeQKNorm | None = None,
     ):
         size = config.hidden_size
-        self.embed = Embed(config.vocab_size, size, dtype=dtype)
-        self.layers = nnx.List([Layer(config, dtype=dtype) for _ in range(config.num_layers)])
+        self.embed = Embed(
+            plan.embedding_rows(config),
+            size,
+            dtype=dtype,
+            reduce_over=plan.axis if plan.splits_embedding else None,
+        )
+        self.layers = nnx.List(
+            [
+                Layer(config, plan, dtype=dtype, make_qk_norm=make_qk_norm)
+                for _ in range(config.num_layers)
+            ]
+        )
         self.final_norm = RMSNorm(size, epsilon=config.rms_norm_eps, dtype=dtype)
         self.lm_head = (
             None
             if config.tie_word_embeddings
-            else Linear(config.vocab_size, size, use_bias=False, dtype=dtype)
+            else Linear(plan.lm_head_rows(config), size, use_bias=False, dtype=dtype)
         )
+        self.gather_over = plan.axis if plan.splits_lm_head else None
         frequencies, factor = rope_frequencies(config, context_len)
         self.rope = (tuple(float(value) for value in frequencies), factor)
         self.act_dtype = act_dtype
@@ -103,23 +160,29 @@ class Llama(nnx.Module):
         x = self.embed(token_ids).astype(self.act_dtype)
         frequencies, factor = self.rope
         cos_sin = rotation(context.positions, np.asarray(frequencies, np.float32), factor)
+        delta = None
         new_k, new_v = [], []
         for layer, k_pages, v_pages in zip(self.layers, kv.k, kv.v, strict=True):
             graph, params = nnx.split(layer)
-            x, pages = _run_layer(graph, params, x, (k_pages, v_pages), cos_sin, context)
+            x, delta, pages = _run_layer(
+                graph, params, x, delta, (k_pages, v_pages), cos_sin, context
+            )
             new_k.append(pages[0])
             new_v.append(pages[1])
-        return self.final_norm(x), KVPool(tuple(new_k), tuple(new_v))
+        _, hidden = self.final_norm.after_adding(x, delta, fused=context.fuses_norms)
+        return hidden, KVPool(tuple(new_k), tuple(new_v))
 
     def logits(self, hidden: jax.Array) -> jax.Array:  # [B, D] -> f32[B, V]
-        """Next-token logits of the rows that want them."""
-        if self.lm_head is None:
-            return self.embed.attend(hidden)
+        """Next-token logits of the rows that want them, over the whole vocabulary."""
+        table = self.embed.embedding if self.lm_head is None else self.lm_head.kernel
         # f32 out of the product: logits rounded to bf16 tie, and logprobs of them are coarse
-        return project(hidden, self.lm_head.kernel[...], jnp.float32)
+        logits = project(hidden, table[...], jnp.float32)
+        if self.gather_over is None:
+            return logits
+        return jax.lax.all_gather(logits, self.gather_over, axis=1, tiled=True)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run_layer(graph, params, x, pages, cos_sin, context):
+def _run_layer(graph, params, x, delta, pages, cos_sin, context):
     """One layer.  A jit of its own only so that equal layers are traced once, not L times."""
-    return nnx.merge(graph, params)(x, pages, cos_sin, context)
+    return nnx.merge(graph, params)(x, delta, pages, cos_sin, context)

@@ -64,7 +64,6 @@ def server_args(state: ServerState) -> JsonObject:
         "tokenizer_path": info.tokenizer_path,
         "served_model_name": state.served_model_name,
         "api_key": "***" if state.config.api_key else None,
-        "tp_size": 1,
         "dp_size": 1,
         "pp_size": 1,
         "is_embedding": False,
@@ -81,7 +80,7 @@ async def server_info(request: web.Request) -> web.Response:
     state = request.app[STATE]
     args, info, stats = server_args(state), state.llm.info, state.llm.stats()
     engine = args | {
-        "world_size": 1,
+        "world_size": args["tp_size"],
         "effective_max_running_requests_per_dp": args["max_running_requests"],
         "last_gen_throughput": stats.gen_throughput,
         "memory_usage": {"token_capacity": info.max_total_num_tokens},

@@ -2,8 +2,8 @@
 
 import math
 import zlib
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,16 @@ def _parameter(path: str, struct: jax.ShapeDtypeStruct) -> jax.Array:
     kind = path.rpartition(".")[-1]
     mean = 1.0 if kind == "scale" else 0.0
     std = 1.0 / math.sqrt(struct.shape[-1]) if kind in ("kernel", "embedding") else 0.02
-    return _uniform(seed, mean, std, shape=struct.shape, dtype=jnp.dtype(struct.dtype))
+    make = _maker(struct.sharding)
+    return make(seed, mean, std, shape=struct.shape, dtype=jnp.dtype(struct.dtype))
 
 
-@partial(jax.jit, static_argnames=("shape", "dtype"))
+@cache
+def _maker(sharding: jax.sharding.Sharding | None) -> Callable[..., jax.Array]:
+    """``_uniform`` for arrays of one sharding: each device makes its own shard."""
+    return jax.jit(_uniform, static_argnames=("shape", "dtype"), out_shardings=sharding)
+
+
 def _uniform(
     seed: jax.Array, mean: float, std: float, *, shape: tuple[int, ...], dtype: jnp.dtype
 ) -> jax.Array:

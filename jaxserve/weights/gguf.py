@@ -14,7 +14,12 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 from jaxserve.errors import ConfigError, WeightLoadError
 from jaxserve.gguf_header import GGUFHeader, GGUFTensor, read_gguf_header
 
-_ARCHITECTURES = ("llama",)
+# llama.cpp's name, which is Hugging Face's model_type too → the class in config.json.
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -23,7 +28,9 @@ _NAMES = {
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
+    "attn_q_norm": "self_attn.q_norm",
     "attn_k": "self_attn.k_proj",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
@@ -32,6 +39,7 @@ _LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 _ROPE_FACTORS = "rope_freqs.weight"
+# of a Llama; the rows of the others are in Hugging Face's order
 _PERMUTED = {"attn_q": "head_count", "attn_k": "head_count_kv"}
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _FLOAT_TYPES = {"F32": "float32", "F16": "float16"}
@@ -71,7 +79,7 @@ class GGUFReader:
         source = self._sources[name]
         values = self._dequantized(source)
         heads_key = _PERMUTED.get(source.split(".")[-2])
-        if heads_key is None:
+        if heads_key is None or self._header.metadata["general.architecture"] != "llama":
             return values
         # head_count_kv is left away by models without grouped queries.
         attention = "llama.attention."
@@ -144,30 +152,34 @@ def hf_config_from_header(path: Path, header: GGUFHeader) -> dict[str, object]:
         )
     if "token_embd.weight" not in header.tensors:
         raise WeightLoadError(f"{path} has no tensor token_embd.weight; {_REMEDY}")
-    if metadata.get("llama.expert_count"):
+    if metadata.get(f"{architecture}.expert_count"):
         raise ConfigError(f"{path}: mixtures of experts are not supported; choose a dense model")
-    return _llama_config(path, header)
+    return _config(path, header, str(architecture))
 
 
-def _llama_config(path: Path, header: GGUFHeader) -> dict[str, object]:
-    metadata = header.metadata
-    tensors = header.tensors
+def _config(path: Path, header: GGUFHeader, architecture: str) -> dict[str, object]:
+    tensors, metadata = header.tensors, header.metadata
+    own = {key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}
     vocab_size, _ = tensors["token_embd.weight"].shape
-    config: dict[str, object] = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
+    sliding_window = own.get("attention.sliding_window")
+    return {
+        "model_type": architecture,
+        "architectures": [_ARCHITECTURES[architecture]],
         "vocab_size": vocab_size,
-        "hidden_size": metadata.get("llama.embedding_length"),
-        "intermediate_size": metadata.get("llama.feed_forward_length"),
-        "num_hidden_layers": metadata.get("llama.block_count"),
-        "num_attention_heads": metadata.get("llama.attention.head_count"),
-        "num_key_value_heads": metadata.get("llama.attention.head_count_kv"),
-        "head_dim": metadata.get("llama.attention.key_length"),
-        "rms_norm_eps": metadata.get("llama.attention.layer_norm_rms_epsilon"),
-        "max_position_embeddings": metadata.get("llama.context_length"),
-        "rope_theta": metadata.get("llama.rope.freq_base"),
-        "rope_scaling": _rope_scaling(path, header),
-        "sliding_window": metadata.get("llama.attention.sliding_window"),
+        "hidden_size": own.get("embedding_length"),
+        "intermediate_size": own.get("feed_forward_length"),
+        "num_hidden_layers": own.get("block_count"),
+        "num_attention_heads": own.get("attention.head_count"),
+        # left away by models without grouped queries
+        "num_key_value_heads": own.get("attention.head_count_kv", own.get("attention.head_count")),
+        "head_dim": own.get("attention.key_length"),
+        "rms_norm_eps": own.get("attention.layer_norm_rms_epsilon"),
+        "max_position_embeddings": own.get("context_length"),
+        "rope_theta": own.get("rope.freq_base"),
+        "rope_scaling": _rope_scaling(path, header, own),
+        "partial_rotary_factor": _rotated_share(own),
+        "sliding_window": sliding_window,
+        "use_sliding_window": sliding_window is not None,
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
@@ -176,16 +188,14 @@ def _llama_config(path: Path, header: GGUFHeader) -> dict[str, object]:
         "eos_token_id": _end_token_ids(metadata),
         "dtype": _storage_dtype(header),
     }
-    config["partial_rotary_factor"] = _rotated_share(metadata)
-    return config
 
 
-def _rotated_share(metadata: Mapping[str, object]) -> float | None:
+def _rotated_share(own: Mapping[str, object]) -> float | None:
     """Which part of a head RoPE rotates; None where the header is too incomplete to tell."""
-    rotated = metadata.get("llama.rope.dimension_count")
-    heads = metadata.get("llama.attention.head_count")
-    width = metadata.get("llama.embedding_length")
-    head_dim = metadata.get("llama.attention.key_length")
+    rotated = own.get("rope.dimension_count")
+    heads = own.get("attention.head_count")
+    width = own.get("embedding_length")
+    head_dim = own.get("attention.key_length")
     if head_dim is None and isinstance(width, int) and isinstance(heads, int) and heads:
         head_dim = width // heads
     if not isinstance(rotated, int) or not isinstance(head_dim, int) or not head_dim:
@@ -193,9 +203,10 @@ def _rotated_share(metadata: Mapping[str, object]) -> float | None:
     return rotated / head_dim
 
 
-def _rope_scaling(path: Path, header: GGUFHeader) -> dict[str, object] | None:
-    metadata = header.metadata
-    original_len = metadata.get("llama.rope.scaling.original_context_length")
+def _rope_scaling(
+    path: Path, header: GGUFHeader, own: Mapping[str, object]
+) -> dict[str, object] | None:
+    original_len = own.get("rope.scaling.original_context_length")
     if _ROPE_FACTORS in header.tensors:
         # How llama.cpp stores llama3 scaling: the divisor of each frequency, which is what
         # longrope's factors are, once for every length.
@@ -210,17 +221,17 @@ def _rope_scaling(path: Path, header: GGUFHeader) -> dict[str, object] | None:
             "short_factor": factors,
             "long_factor": factors,
         }
-    rope_type = metadata.get("llama.rope.scaling.type")
+    rope_type = own.get("rope.scaling.type")
     if rope_type in (None, "none"):
         return None
-    attention_factor = metadata.get("llama.rope.scaling.attn_factor", 1.0)
+    attention_factor = own.get("rope.scaling.attn_factor", 1.0)
     if attention_factor != 1.0:
         # llama.cpp multiplies it onto YaRN's own factor, where config.json's replaces that one.
         raise ConfigError(
-            f"{path}: llama.rope.scaling.attn_factor = {attention_factor} is not supported; "
+            f"{path}: rope.scaling.attn_factor = {attention_factor} is not supported; "
             "use the safetensors checkpoint of this model"
         )
-    scaling = {"rope_type": rope_type, "factor": metadata.get("llama.rope.scaling.factor")}
+    scaling = {"rope_type": rope_type, "factor": own.get("rope.scaling.factor")}
     if original_len is not None:
         scaling["original_max_position_embeddings"] = original_len
     return scaling

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from jaxserve.errors import WeightLoadError
 from jaxserve.model_config import ModelConfig
+from jaxserve.shard_plan import ShardPlan
 
 Shape = tuple[int, ...]
 
@@ -51,43 +52,81 @@ LLAMA_RULES = (
     Rule("final_norm.scale", ("model.norm.weight",)),
     Rule("lm_head.kernel", ("lm_head.weight",)),
 )
-RULES: Mapping[str, Sequence[Rule]] = {"llama": LLAMA_RULES}
+QWEN3_RULES = (
+    *LLAMA_RULES,
+    Rule("layers.{i}.attn.qk_norm.q.scale", ("model.layers.{i}.self_attn.q_norm.weight",)),
+    Rule("layers.{i}.attn.qk_norm.k.scale", ("model.layers.{i}.self_attn.k_norm.weight",)),
+)
+RULES: Mapping[str, Sequence[Rule]] = {
+    "llama": LLAMA_RULES,
+    "qwen2": LLAMA_RULES,
+    "qwen3": QWEN3_RULES,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """``[start, stop)`` of a checkpoint tensor, which begins at ``target`` in our parameter."""
+
+    start: int
+    stop: int
+    target: int
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One checkpoint tensor and the rows ``[start, stop)`` that it fills in our parameter."""
+    """What one checkpoint tensor of ``size`` fills in our parameter."""
 
     source: str
-    start: int
-    stop: int
+    size: int
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """How one of our parameters is put together along ``axis``; what no run fills is zero."""
+
+    axis: int
+    parts: tuple[Part, ...]
+
+    @property
+    def num_filled(self) -> int:
+        """Rows (columns where axis is 1) that come from the checkpoint."""
+        return sum(run.stop - run.start for part in self.parts for run in part.runs)
 
 
 def layout(
-    available: Mapping[str, Shape], config: ModelConfig, expected: Mapping[str, Shape], where: str
-) -> dict[str, tuple[Part, ...]]:
+    available: Mapping[str, Shape],
+    config: ModelConfig,
+    plan: ShardPlan,
+    expected: Mapping[str, Shape],
+    where: str,
+) -> dict[str, Assembly]:
     """Match the tensors of a checkpoint to the parameters of the model.
 
     Args:
         available: Hugging Face name → shape, of every tensor in the checkpoint.
         config: sizes of the parts of fused parameters.
-        expected: our path → shape, of every parameter of the model.
+        plan: the order of heads and halves in them: what is one shard's lies together.
+        expected: our path → shape over all shards, of every parameter of the model.
         where: names the checkpoint in errors.
 
     Returns:
-        Our path → its parts, in row order, covering all rows.
+        Our path → how it is put together.
 
     Raises:
         WeightLoadError: missing or unexpected tensors or wrong shapes; names all of them.
     """
-    parts = _parts(config, expected)
-    unmapped = sorted(set(expected) - set(parts))
+    assemblies = _assemblies(config, plan, expected)
+    unmapped = sorted(set(expected) - set(assemblies))
     if unmapped:
         raise ValueError(f"no rule fills {', '.join(unmapped)} of {config.model_type}")
     wanted = {
-        part.source: (part.stop - part.start, *expected[path][1:])
-        for path, fused in parts.items()
-        for part in fused
+        part.source: tuple(
+            part.size if axis == assembly.axis else size for axis, size in enumerate(expected[path])
+        )
+        for path, assembly in assemblies.items()
+        for part in assembly.parts
     }
     missing = sorted(set(wanted) - set(available))
     unexpected = sorted(
@@ -107,43 +146,68 @@ def layout(
         raise WeightLoadError(
             f"the tensors of {where} do not fit its config ({config.model_type}, "
             f"{config.num_layers} layers, tie_word_embeddings={config.tie_word_embeddings}, "
-            f"attention_bias={config.attention_bias}, mlp_bias={config.mlp_bias}):\n"
+            f"biases: qkv={config.qkv_bias}, out={config.out_bias}, mlp={config.mlp_bias}):\n"
             + "\n".join(problems)
             + "\nUse the config and the tensors of the same checkpoint, all of its shards"
         )
-    return parts
+    return assemblies
 
 
-def _parts(config: ModelConfig, expected: Mapping[str, Shape]) -> dict[str, tuple[Part, ...]]:
-    parts: dict[str, tuple[Part, ...]] = {}
+def _assemblies(
+    config: ModelConfig, plan: ShardPlan, expected: Mapping[str, Shape]
+) -> dict[str, Assembly]:
+    assemblies: dict[str, Assembly] = {}
     for rule in RULES[config.model_type]:
+        axis, parts = _divided(rule.target, config, plan)
         layers = range(config.num_layers) if "{i}" in rule.target else (0,)
         for layer in layers:
             path = rule.target.format(i=layer)
             if path in expected:
-                rows = _part_rows(rule.target, config) or (expected[path][0],)
+                size = expected[path][axis]
                 sources = (source.format(i=layer) for source in rule.sources)
-                parts[path] = _stack(tuple(sources), rows)
-    return parts
+                assemblies[path] = Assembly(
+                    axis,
+                    tuple(
+                        Part(source, *part)
+                        for source, part in zip(
+                            sources, parts or [(size, (Run(0, size, 0),))], strict=True
+                        )
+                    ),
+                )
+    return assemblies
 
 
-def _part_rows(target: str, config: ModelConfig) -> tuple[int, ...]:
-    """Rows of each part of a fused parameter; empty for one that has a single part."""
+def _divided(
+    target: str, config: ModelConfig, plan: ShardPlan
+) -> tuple[int, list[tuple[int, tuple[Run, ...]]]]:
+    """Axis, and size and runs of each source, of a parameter whose order depends on the plan."""
+    head_dim, ffn = config.head_dim, plan.ffn
+    q_size, kv_size = config.num_heads * head_dim, config.num_kv_heads * head_dim
+    queries = [(heads[0] * head_dim, len(heads) * head_dim) for heads in plan.query_heads]
+    keys = [(heads[0] * head_dim, len(heads) * head_dim) for heads in plan.kv_heads]
+    q_space, kv_space = plan.num_heads * head_dim, plan.num_kv_heads * head_dim
     if ".qkv." in target:
-        kv_rows = config.num_kv_heads * config.head_dim
-        return (config.num_heads * config.head_dim, kv_rows, kv_rows)
+        stride = q_space + 2 * kv_space
+        return 0, [
+            (q_size, _runs(queries, 0, stride)),
+            (kv_size, _runs(keys, q_space, stride)),
+            (kv_size, _runs(keys, q_space + kv_space, stride)),
+        ]
+    if target.endswith(".attn.out.kernel"):
+        return 1, [(q_size, _runs(queries, 0, q_space))]
     if ".gate_up." in target:
-        return (config.intermediate_size, config.intermediate_size)
-    return ()
+        rows = [(shard * ffn, ffn) for shard in range(plan.num_shards)]
+        halves = (_runs(rows, 0, 2 * ffn), _runs(rows, ffn, 2 * ffn))
+        return 0, [(config.intermediate_size, half) for half in halves]
+    return 0, []
 
 
-def _stack(sources: tuple[str, ...], rows: tuple[int, ...]) -> tuple[Part, ...]:
-    parts = []
-    start = 0
-    for source, num_rows in zip(sources, rows, strict=True):
-        parts.append(Part(source, start, start + num_rows))
-        start += num_rows
-    return tuple(parts)
+def _runs(pieces: Sequence[tuple[int, int]], offset: int, stride: int) -> tuple[Run, ...]:
+    """Piece s, given as start and length, goes to ``s * stride + offset``."""
+    return tuple(
+        Run(start, start + length, shard * stride + offset)
+        for shard, (start, length) in enumerate(pieces)
+    )
 
 
 def _is_tolerated(name: str, config: ModelConfig) -> bool:

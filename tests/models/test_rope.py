@@ -13,7 +13,7 @@ CONFIG = ModelConfig(
     model_type="llama", architectures=("LlamaForCausalLM",), vocab_size=10, hidden_size=64,
     intermediate_size=64, num_layers=1, num_heads=4, num_kv_heads=4, head_dim=16,
     rms_norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, context_len=1024,
-    tie_word_embeddings=True, attention_bias=False, mlp_bias=False, hidden_act="silu",
+    tie_word_embeddings=True, qkv_bias=False, out_bias=False, mlp_bias=False, hidden_act="silu",
     eos_token_ids=(2,), bos_token_id=1, dtype="float32",
 )  # fmt: skip
 

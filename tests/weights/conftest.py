@@ -21,6 +21,8 @@ GGUF_NAMES = {
     "lm_head": "output",
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
@@ -43,8 +45,9 @@ def expected_structs(config: ModelConfig, dtype: str) -> dict[str, jax.ShapeDtyp
         shapes[f"{layer}.post_attn_norm.scale"] = (width,)
         shapes[f"{layer}.mlp.gate_up.kernel"] = (2 * ffn, width)
         shapes[f"{layer}.mlp.down.kernel"] = (width, ffn)
-        if config.attention_bias:
+        if config.qkv_bias:
             shapes[f"{layer}.attn.qkv.bias"] = (q_rows + 2 * kv_rows,)
+        if config.out_bias:
             shapes[f"{layer}.attn.out.bias"] = (width,)
         if config.mlp_bias:
             shapes[f"{layer}.mlp.gate_up.bias"] = (2 * ffn,)
@@ -74,9 +77,10 @@ def write_gguf(
     metadata: Mapping[str, object] | None = None,
     extra_tensors: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Write the tiny Llama of ``config`` as llama.cpp would; return its tensors by HF name."""
+    """Write the tiny model of ``config`` as llama.cpp would; return its tensors by HF name."""
+    architecture = str(config["model_type"])
     tensors = {n: np.asarray(t) for n, t in tiny_weights(config, np.dtype(np.float32)).items()}
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, architecture)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -86,12 +90,14 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_eos_token_id(7)
+    if "head_dim" in config:
+        writer.add_key_length(config["head_dim"])
     for key, value in (metadata or {}).items():
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
         add[type(value)](key, value)
     for name, values in tensors.items():
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
-        key = heads.get(name.split(".")[-2])
+        key = heads.get(name.split(".")[-2]) if architecture == "llama" else None
         stored = permute(values, config[key]) if key else values
         own_kind = kind if values.ndim == 2 else GGMLQuantizationType.F32
         writer.add_tensor(gguf_name(name), quantize(stored, own_kind), raw_dtype=own_kind)

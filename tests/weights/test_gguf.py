@@ -122,9 +122,7 @@ def test_features_are_told_from_the_tensors(tmp_path, write_gguf):
     path = tmp_path / "tiny.gguf"
     write_gguf(path, TINY_CONFIG | {"attention_bias": True, "mlp_bias": True})
     config = ModelConfig.from_hf(hf_config_from_header(path, read_gguf_header(path)))
-    assert (config.attention_bias, config.mlp_bias, config.tie_word_embeddings) == (True,) * 2 + (
-        False,
-    )
+    assert (config.qkv_bias, config.mlp_bias, config.tie_word_embeddings) == (True,) * 2 + (False,)
     assert config.eos_token_ids == (7,)
     assert (config.num_kv_heads, config.context_len, config.vocab_size) == (2, 512, 259)
     write_gguf(path, TINY_CONFIG | {"tie_word_embeddings": True})

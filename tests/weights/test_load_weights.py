@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,11 +12,19 @@ import ml_dtypes
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
-from make_tiny_checkpoint import TINY_CONFIG, make_tiny_llama, save_sharded, tiny_weights
+from make_tiny_checkpoint import (
+    TINY_CONFIG,
+    make_tiny,
+    make_tiny_llama,
+    save_sharded,
+    tiny_weights,
+)
 from safetensors.numpy import load_file, save_file
 
 from jaxserve.errors import WeightLoadError
 from jaxserve.model_config import ModelConfig
+from jaxserve.models import build_model
+from jaxserve.shard_plan import plan_shards
 from jaxserve.weights import load_weights, resolve_source
 from jaxserve.weights.mapping import layout
 
@@ -95,6 +104,28 @@ def test_gguf_and_safetensors_of_one_model_are_equal(tmp_path, expected_structs,
         np.testing.assert_array_equal(from_gguf[path], values, err_msg=path)
 
 
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("options", [{}, {"tie_word_embeddings": True, "num_key_value_heads": 4}])
+def test_gguf_of_a_qwen_equals_its_safetensors(tmp_path, write_gguf, model_type, options):
+    folder = make_tiny(tmp_path / "folder", model_type, **options)
+    hf_config = json.loads((folder / "config.json").read_text())
+    write_gguf(tmp_path / "tiny.gguf", hf_config)
+    loaded = []
+    for path in (folder, tmp_path / "tiny.gguf"):
+        source = resolve_source(str(path))
+        config = ModelConfig.from_hf(source.hf_config)
+        f32 = jnp.dtype(jnp.float32)
+        model = build_model(config, context_len=64, dtype=f32, act_dtype=f32)
+        loaded.append((config, load_weights(source, config, model.expected)))
+    (config, wanted), (from_header, got) = loaded
+    assert replace(from_header, eos_token_ids=(), rms_norm_eps=0.0, bos_token_id=None) == replace(
+        config, eos_token_ids=(), rms_norm_eps=0.0, bos_token_id=None
+    )
+    assert list(got) == list(wanted)
+    for path, values in wanted.items():
+        np.testing.assert_array_equal(got[path], values, err_msg=path)
+
+
 def test_quantized_gguf_is_close(tmp_path, expected_structs, write_gguf):
     write_gguf(tmp_path / "tiny.gguf", kind=GGMLQuantizationType.Q8_0)
     exact = load(make_tiny_llama(tmp_path / "folder"), expected_structs)
@@ -141,7 +172,11 @@ def test_everything_that_does_not_fit_is_named_in_one_error(tmp_path, expected_s
     assert "unexpected tensors (2): extra, model.layers.0.self_attn.q_proj.bias" in text
     assert "wrong shapes (2): lm_head.weight is [200, 64], [259, 64] is needed" in text
     assert "model.layers.1.mlp.up_proj.weight is [128, 60], [128, 64] is needed" in text
-    assert "2 layers" in text and "attention_bias=False" in text and str(folder) in text
+    assert (
+        "2 layers" in text
+        and "biases: qkv=False, out=False, mlp=False" in text
+        and str(folder) in text
+    )
     assert text.endswith("all of its shards")
 
 
@@ -165,7 +200,7 @@ def test_an_untied_head_must_be_there(tmp_path, expected_structs):
 def test_a_parameter_without_a_rule_is_a_programming_error():
     config = ModelConfig.from_hf(TINY_CONFIG)
     with pytest.raises(ValueError, match=r"no rule fills layers\.0\.new\.kernel of llama"):
-        layout({}, config, {"layers.0.new.kernel": (4, 4)}, "here")
+        layout({}, config, plan_shards(config, 1), {"layers.0.new.kernel": (4, 4)}, "here")
 
 
 # --- broken checkpoints -----------------------------------------------------------------------

@@ -1,0 +1,95 @@
+"""One step as a pure function of arrays: what the runner runs and what tools compile to look at."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from jaxserve.batch import PADDING_SLOT, Bucket, Mode
+from jaxserve.executor.kv_pool import DeviceState
+from jaxserve.executor.packing import packed_len, unpack
+from jaxserve.executor.sampler import Sampled, record, sample
+from jaxserve.executor.sharding import Placement
+from jaxserve.models import AttnContext, Model
+
+Leaf = jax.Array | jax.ShapeDtypeStruct
+Step = Callable[[list[jax.Array], DeviceState, jax.Array], tuple[DeviceState, Sampled]]
+
+
+def step_function(model: Model, bucket: Bucket, attention_backend: str) -> Step:
+    """The step of one bucket: embed → layers → logits of the rows → sample → last_tokens.
+
+    Jit it with the state (argument 1) donated: it is then updated where it lies.
+
+    Args:
+        model: what is computed; its leaves are the function's first argument.
+        bucket: the static shape.
+        attention_backend: implementation of the attention ops.
+    """
+
+    def step(
+        leaves: list[jax.Array], state: DeviceState, packed: jax.Array
+    ) -> tuple[DeviceState, Sampled]:
+        inputs = unpack(packed, bucket)
+        is_decode = bucket.mode is Mode.DECODE
+        module = model.bind(leaves)
+        token_ids = inputs.token_ids
+        if is_decode:
+            token_ids = state.last_tokens.at[inputs.row_slots].get(mode="promise_in_bounds")
+        context = AttnContext(
+            positions=inputs.positions,
+            write_slots=inputs.write_slots,
+            page_table=inputs.page_table,
+            kv_lens=inputs.kv_lens,
+            q_starts=inputs.q_starts,
+            is_decode=is_decode,
+            implementation=attention_backend,
+        )
+        hidden, kv = module(token_ids, state.kv, context)
+        if not is_decode:
+            last = jnp.maximum(inputs.q_starts[1:] - 1, 0)  # [B]; a padding row has no token
+            hidden = hidden.at[last].get(mode="promise_in_bounds")
+        sampled = sample(
+            module.logits(hidden),
+            inputs.sampling,
+            state.token_info,
+            state.logit_bias,
+            inputs.row_slots,
+            inputs.kv_lens,
+        )
+        samples = inputs.sampling.unpack().samples
+        slots = jnp.where(samples, inputs.row_slots, PADDING_SLOT)
+        new_state = DeviceState(
+            kv=kv,
+            last_tokens=state.last_tokens.at[slots].set(sampled.token_ids),
+            token_info=record(state.token_info, slots, sampled.token_ids, samples),
+            logit_bias=state.logit_bias,
+        )
+        return new_state, sampled
+
+    return step
+
+
+def trace_step(
+    model: Model,
+    bucket: Bucket,
+    attention_backend: str,
+    placement: Placement,
+    leaves: Sequence[Leaf],
+    state: DeviceState,
+) -> jax.stages.Traced:
+    """Trace the jitted step of one bucket, with the state donated, for lowering it.
+
+    Args:
+        leaves, state: arrays, or structs with shardings (``Placement.leaf_specs``,
+            ``state_specs``): nothing is computed, so that any size can be traced anywhere.
+    """
+    packed = placement.struct((packed_len(bucket),), jnp.int32)
+    arguments = (list(leaves), state, packed)
+    step = placement.shard_map(
+        step_function(model, bucket, attention_backend),
+        arguments,
+        lambda specs: (specs[1], PartitionSpec()),
+    )
+    return jax.jit(step, donate_argnums=1).trace(*arguments)

@@ -1,0 +1,169 @@
+"""The step on several devices: the same numbers, the collectives it needs and no others."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+import pytest
+from make_tiny_checkpoint import make_tiny
+from step_harness import (
+    DECODE,
+    EXTEND,
+    make_runner,
+    moved_shapes,
+    neutral_sampling,
+    program_of,
+)
+
+from jaxserve.batch import Bucket, StepInputs, StepResult
+from jaxserve.executor import ModelRunner
+
+NUM_PAGES = 4096
+PAGE_SIZE = 16
+PROMPT_LENS = (20, 10)
+TABLE = np.zeros((DECODE.num_rows, DECODE.pages_per_row), np.int32)
+TABLE[0, :2], TABLE[1, :1] = (3, 5), 7
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint, how many devices divide it, and what a step of it then sends around."""
+
+    model_type: str
+    options: dict[str, object]
+    tp_size: int
+    num_all_reduces: int
+    num_all_gathers: int
+
+
+CASES = {
+    # two layers, attention and MLP each; the logits once
+    "llama": Case("llama", {"vocab_size": 264}, 2, 4, 1),
+    # kv heads twice, 3 query heads on 2 devices, and a tied table that is divided
+    "qwen2_padded": Case(
+        "qwen2",
+        {
+            "num_attention_heads": 6, "hidden_size": 96, "vocab_size": 264,
+            "tie_word_embeddings": True,
+        },
+        4, 5, 1,
+    ),
+    # a vocabulary of 259 is on every device
+    "qwen3": Case("qwen3", {}, 4, 4, 0),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Runners:
+    case: Case
+    alone: ModelRunner
+    divided: ModelRunner
+
+
+@pytest.fixture(scope="module", params=CASES)
+def runners(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Runners]:
+    case = CASES[request.param]
+    folder = make_tiny(tmp_path_factory.mktemp(request.param), case.model_type, **case.options)
+    alone, divided = (
+        make_runner(folder, num_pages=NUM_PAGES, tp_size=tp_size) for tp_size in (1, case.tp_size)
+    )
+    yield Runners(case, alone, divided)
+    alone.close()
+    divided.close()
+
+
+def step_inputs(bucket: Bucket, kv_lens: list[int], q_lens: list[int]) -> StepInputs:
+    """The next ``q_lens`` tokens of two rows, which end at ``kv_lens``."""
+    ends = np.cumsum(q_lens)
+    num_padding_rows = bucket.num_rows - len(kv_lens)
+    positions, write_slots = np.zeros((2, bucket.num_tokens), np.int32)
+    for row, (kv_len, q_len, end) in enumerate(zip(kv_lens, q_lens, ends, strict=True)):
+        mine = np.arange(kv_len - q_len, kv_len)
+        positions[end - q_len : end] = mine
+        write_slots[end - q_len : end] = TABLE[row, mine // PAGE_SIZE] * PAGE_SIZE + mine % 16
+    sampling = neutral_sampling(bucket)
+    is_real = np.arange(bucket.num_rows) < len(kv_lens)
+    return StepInputs(
+        bucket=bucket,
+        token_ids=np.random.default_rng(0).integers(0, 256, bucket.num_tokens).astype(np.int32),
+        positions=positions,
+        write_slots=write_slots,
+        page_table=TABLE[: bucket.num_rows],
+        kv_lens=np.asarray(kv_lens + [0] * num_padding_rows, np.int32),
+        q_starts=np.asarray([0, *ends, *[ends[-1]] * num_padding_rows], np.int32),
+        row_slots=np.where(is_real, np.arange(bucket.num_rows) + 1, 0).astype(np.int32),
+        sampling=replace(sampling, samples=is_real, wants_logprobs=is_real),
+    )
+
+
+def generate(runner: ModelRunner) -> list[StepResult]:
+    """A prompt of each of two rows and four tokens after it; all launched, then all fetched."""
+    lens = list(PROMPT_LENS)
+    steps = [runner.launch(step_inputs(EXTEND, lens, lens))]
+    for n in range(1, 5):
+        kv_lens = [length + n for length in lens]
+        steps.append(runner.launch(step_inputs(DECODE, kv_lens, [1, 1])))
+    return [step.fetch() for step in steps]
+
+
+def test_the_same_tokens_and_logprobs_as_on_one_device(runners: Runners) -> None:
+    for ours, wanted in zip(generate(runners.divided), generate(runners.alone), strict=True):
+        assert ours.token_ids[:2].tolist() == wanted.token_ids[:2].tolist()
+        assert ours.top_logprobs is not None and wanted.top_logprobs is not None
+        assert np.ptp(wanted.top_logprobs[:2]) > 1.0
+        np.testing.assert_allclose(ours.top_logprobs[:2], wanted.top_logprobs[:2], atol=2e-5)
+    assert runners.divided.compile_counter.since_freeze == 0
+
+
+@pytest.mark.parametrize("bucket", [DECODE, EXTEND], ids=["decode", "extend"])
+def test_collectives_are_those_of_the_matrix_products(runners: Runners, bucket: Bucket) -> None:
+    wanted = Counter(
+        {"all-reduce": runners.case.num_all_reduces, "all-gather": runners.case.num_all_gathers}
+    )
+    assert collectives(runners.divided, bucket) == +wanted
+    assert not collectives(runners.alone, bucket)
+
+
+def collectives(runner: ModelRunner, bucket: Bucket) -> Counter[str]:
+    text = program_of(runner, bucket).as_text()
+    kinds = r"all-reduce|all-gather|all-to-all|collective-\w+|reduce-scatter"
+    return Counter(re.findall(rf" ({kinds})(?:-start)?\(", text))
+
+
+@pytest.mark.parametrize("bucket", [DECODE, EXTEND], ids=["decode", "extend"])
+def test_each_shard_of_the_state_is_updated_in_place(runners: Runners, bucket: Bucket) -> None:
+    program = program_of(runners.divided, bucket)
+    state = jax.tree.leaves(runners.divided._state)
+    memory = program.memory_analysis()
+    assert memory.alias_size_in_bytes == sum(shard_of(leaf).nbytes for leaf in state)
+    pool = shard_of(runners.divided._state.kv.k[0])
+    assert max(map(np.prod, moved_shapes(program.as_text()))) < pool.size / 10
+
+
+def shard_of(array: jax.Array) -> jax.Array:
+    return array.addressable_shards[0].data
+
+
+def test_on_one_device_nothing_is_said_of_sharding(runners: Runners) -> None:
+    text = runners.alone.lower_step(DECODE).as_text()
+    assert not re.search(r"sdy\.|mhlo\.sharding|num_partitions = [^1]", text)
+    assert re.search(r"sdy\.", runners.divided.lower_step(DECODE).as_text())
+
+
+def test_no_device_holds_more_than_its_shards(runners: Runners) -> None:
+    runner, tp_size = runners.divided, runners.case.tp_size
+    for path, spec, leaf in zip(
+        runner._model.paths, runner._model.specs, runner._leaves, strict=True
+    ):
+        assert [shard.data.shape for shard in leaf.addressable_shards] == [spec.shape] * tp_size
+        is_divided = ".kernel" in path and "lm_head" not in path
+        assert not is_divided or leaf.size == spec.size * tp_size, path
+    pool = runner._state.kv.k[0]
+    assert shard_of(pool).shape[1] == runner._model.plan.num_kv_heads
+    used = {shard.device for leaf in runner._leaves for shard in leaf.addressable_shards}
+    assert used == set(jax.devices()[:tp_size])
