@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from jaxserve.errors import ConfigError
 from jaxserve.model_config import ModelConfig
+from jaxserve.shard_plan import plan_shards
 
 GIB = 2**30
 CHUNKED_PREFILL_OFF = -1
@@ -18,7 +19,13 @@ SAMPLING_DEFAULTS = ("model", "openai")
 API_COMPATS = ("0.5", "0.3")
 CPU_TOKEN_PADDINGS = (32, 128)  # and the chunk size
 CPU_ROW_PADDINGS = (2, 8, 16, 32)  # and the maximum
-ATTENTION_BACKENDS = ("auto", "xla", "reference")
+# Activations of an extend step are 5 % of an 8B model's weights at 8192 tokens and 1.2 % at 2048,
+# where matrix products are bound by arithmetic all the same (2048 FLOP per byte of weights).
+CUDA_CHUNK = 2048
+# Widths of page tables, and the maximum: at 256 rows of 131072 tokens a step's table is 8 MB.
+CUDA_TABLE_WIDTHS = (64, 512)
+ATTENTION_BACKENDS = ("auto", "pallas", "xla", "reference")
+HOPPER = "9.0"  # the compute capability that there are kernels for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +41,7 @@ class EngineConfig:
     revision: str | None = None
     download_dir: str | None = None
     dtype: str = "auto"
+    tp_size: int = 1  # devices that the model is divided among
     context_length: int | None = None
     chat_template: str | None = None  # a .jinja file
     mem_fraction_static: float | None = None
@@ -49,7 +57,7 @@ class EngineConfig:
     max_extends_per_decode: int | None = None  # extend steps in a row while rows wait to decode
     disable_radix_cache: bool = False
     disable_overlap_schedule: bool = False
-    attention_backend: str = "auto"
+    attention_backend: str = "auto"  # pallas: kernels for Hopper GPUs; settled by the executor
     random_seed: int | None = None
     decode_log_interval: int = 40
     compilation_cache_dir: str | None = None  # None = the user's cache folder; "" = off
@@ -81,8 +89,10 @@ class DeviceInfo:
 
     platform: str  # "cpu" or "cuda"
     name: str
-    free_bytes: int
-    num_cores: int
+    free_bytes: int  # of the least free one of those that are used
+    num_cores: int  # of the host
+    num_devices: int = 1  # that there are, used or not
+    compute_capability: str = ""  # of an NVIDIA GPU, such as "9.0"
 
 
 def resolve(config: EngineConfig, model: ModelConfig, device: DeviceInfo) -> EngineConfig:
@@ -92,11 +102,12 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceInfo) -> Eng
         ConfigError: a value that this model or device cannot be served with.
     """
     _check(config, model)
+    _check_devices(config, model, device)
     is_cpu = device.platform == "cpu"
     context_length = config.context_length or model.context_len
     chunk = config.chunked_prefill_size
     if chunk is None:
-        chunk = 512 if is_cpu else 8192
+        chunk = 512 if is_cpu else CUDA_CHUNK
     if chunk == CHUNKED_PREFILL_OFF:
         chunk = context_length
     chunk = max(config.page_size, min(chunk, _round_up(context_length, config.page_size)))
@@ -121,7 +132,15 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceInfo) -> Eng
         precompile_token_paddings=token_paddings,
         precompile_bs_paddings=row_paddings,
         mem_fraction_static=config.mem_fraction_static or (0.25 if is_cpu else 0.88),
-        attention_backend="xla" if config.attention_backend == "auto" else config.attention_backend,
+        attention_backend=_attention_backend(config, device),
+    )
+
+
+def _attention_backend(config: EngineConfig, device: DeviceInfo) -> str:
+    """Still "auto" where kernels may serve: what those support, the executor asks them."""
+    may_choose = device.platform == "cuda" and device.compute_capability == HOPPER
+    return (
+        "xla" if config.attention_backend == "auto" and not may_choose else config.attention_backend
     )
 
 
@@ -161,6 +180,16 @@ def _check(config: EngineConfig, model: ModelConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
+def _check_devices(config: EngineConfig, model: ModelConfig, device: DeviceInfo) -> None:
+    plan_shards(model, config.tp_size)
+    if config.tp_size > device.num_devices:
+        raise ConfigError(
+            f"--tp-size {config.tp_size} needs as many devices, and {device.num_devices} of "
+            f"{device.platform} ({device.name}) are visible; choose a smaller one, or make more "
+            "visible (CUDA_VISIBLE_DEVICES)"
+        )
 
 
 def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -11,9 +11,9 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from jaxserve.config import EngineConfig, resolve
+from jaxserve.config import CUDA_TABLE_WIDTHS, EngineConfig, resolve
 from jaxserve.engine_report import EngineReport
 from jaxserve.errors import EngineDeadError, JaxserveError
 from jaxserve.executor import (
@@ -25,6 +25,7 @@ from jaxserve.executor import (
     keep_freed_memory,
     make_model,
     plan_memory,
+    settle_backend,
 )
 from jaxserve.metrics import EngineStats, Metrics
 from jaxserve.model_config import ModelConfig
@@ -281,18 +282,23 @@ def build_engine(
     Raises:
         ConfigError: a flag that this model or device cannot be served with.
         WeightLoadError: the checkpoint does not fit the model.
+        DeviceHangError: the device does not answer.
     """
     cache_dir = enable_compilation_cache(config.compilation_cache_dir)
-    device = device_info()
+    device = device_info(config.tp_size)
     if device.platform == "cpu":
         keep_freed_memory()
+    asked = config.attention_backend
     config = resolve(config, model_config, device)
+    model = make_model(config, model_config, device.platform)
+    attention = settle_backend(asked, config, model_config, model.plan, device)
+    config = replace(config, attention_backend=attention.name)
     assert config.context_length and config.chunked_prefill_size
     assert config.max_running_requests and config.prefill_max_requests
     memory = plan_memory(
         config,
         model_config,
-        weight_bytes=make_model(config, model_config, device.platform).num_bytes,
+        weight_bytes=model.num_bytes,
         free_bytes=device.free_bytes,
         platform=device.platform,
     )
@@ -301,15 +307,16 @@ def build_engine(
         max_running_requests=config.max_running_requests,
         prefill_max_requests=config.prefill_max_requests,
         max_pages_per_row=-(-config.context_length // config.page_size),
+        pages_per_row=() if device.platform == "cpu" else CUDA_TABLE_WIDTHS,
         extend_tokens=config.precompile_token_paddings,
         decode_rows=config.precompile_bs_paddings,
     )
-    logger.info("device: %s, %s; attention: %s", device.platform, device.name,
-                config.attention_backend)  # fmt: skip
+    logger.info("device: %s, %s; attention: %s (%s)", device.platform, device.name,
+                attention.name, attention.reason)  # fmt: skip
     logger.info("memory plan: %s", memory)
-    logger.info("buckets: extend tokens %s x %d rows, decode rows %s; compilation cache: %s",
-                buckets.extend_tokens, buckets.extend_rows, buckets.decode_rows,
-                cache_dir or "off")  # fmt: skip
+    logger.info("buckets: extend tokens %s x %d rows, decode rows %s, table widths %s; "
+                "compilation cache: %s", buckets.extend_tokens, buckets.extend_rows,
+                buckets.decode_rows, buckets.pages_per_row, cache_dir or "off")  # fmt: skip
     runner = build_runner(
         config, model_config, source, device, num_pages=memory.num_pages, buckets=buckets.all()
     )

@@ -9,7 +9,8 @@
     ├── KVCacheFullError           503   one sequence alone does not fit in the KV pool
     ├── EngineDeadError            500   the engine stopped; the server is about to exit
     ├── WeightLoadError            500   a checkpoint is broken or does not fit the model
-    └── ConfigError                500   a flag or a model config that cannot be served
+    ├── ConfigError                500   a flag or a model config that cannot be served
+    └── DeviceHangError            500   the device does not answer; the process must be ended
 
 Catch ``JaxserveError`` for all of them.  A message says what was given, what is allowed
 and what to do about it.
@@ -64,3 +65,7 @@ class WeightLoadError(JaxserveError):
 
 class ConfigError(JaxserveError):
     """A command-line flag or a checkpoint's config.json that cannot be served as given."""
+
+
+class DeviceHangError(JaxserveError):
+    """The device does not finish what it was given; only ending the process ends that."""

@@ -27,7 +27,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "api_compat": API_COMPATS,
 }
 LISTS = ("precompile_token_paddings", "precompile_bs_paddings")
-ALIASES: Mapping[str, str] = {"model_path": "--model"}
+ALIASES: Mapping[str, str] = {"model_path": "--model", "tp_size": "--tensor-parallel-size"}
 HELP: Mapping[str, str] = {
     "model_path": "Hugging Face folder, hub id or .gguf file; without it the demo model is served",
     "tokenizer_path": "folder or .gguf file of the tokenizer; default: the model's own",
@@ -35,6 +35,7 @@ HELP: Mapping[str, str] = {
     "revision": "branch, tag or commit on the hub",
     "download_dir": "folder for downloaded models",
     "dtype": "type of the weights; auto = bfloat16 on CPU, else the checkpoint's",
+    "tp_size": "devices that the model is divided among (tensor parallelism)",
     "context_length": "longest prompt + output in tokens; default: the model's own",
     "chat_template": "a .jinja file to use in place of the model's chat template",
     "mem_fraction_static": "share of the free memory for weights and KV pool",
@@ -50,7 +51,7 @@ HELP: Mapping[str, str] = {
     "max_extends_per_decode": "extend steps in a row while other sequences wait to decode",
     "disable_radix_cache": "compute every prompt anew",
     "disable_overlap_schedule": "wait for each step before planning the next",
-    "attention_backend": "implementation of attention",
+    "attention_backend": "auto = pallas (kernels) on a Hopper GPU that they support, else xla",
     "random_seed": "seed of the sequences that bring none",
     "decode_log_interval": "decode steps between two log lines",
     "compilation_cache_dir": 'folder for compiled steps; "" = keep none',
@@ -139,6 +140,7 @@ def _between(kind: Callable[[str], float], low: float, high: float) -> Callable[
 
 _BOUNDED: Mapping[str, Callable[[str], float]] = {
     **dict.fromkeys(LISTS, _between(int, 1, 2**20)),
+    "tp_size": _between(int, 1, 1024),
     "port": _between(int, 0, 65535),
     "stream_interval": _between(int, 1, 2**20),
     "max_body_bytes": _between(int, 1, 2**40),

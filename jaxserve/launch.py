@@ -20,12 +20,19 @@ from functools import partial
 from aiohttp import web
 
 from jaxserve.config import EngineConfig, ServerConfig
-from jaxserve.errors import ConfigError, EngineDeadError, InvalidRequestError, JaxserveError
+from jaxserve.errors import (
+    ConfigError,
+    DeviceHangError,
+    EngineDeadError,
+    InvalidRequestError,
+    JaxserveError,
+)
 from jaxserve.flags import parse_flags
 from jaxserve.request import SamplingParams
 from jaxserve.server.app import AccessLogger, make_app
 from jaxserve.server.service import TextService
 from jaxserve.server.state import STATE, ServerState
+from jaxserve.xla_flags import set_for_serving
 
 logger = logging.getLogger("jaxserve.launch")  # run with -m, __name__ is "__main__"
 
@@ -40,11 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal; return the exit status."""
     engine_config, server_config = parse_flags(argv)
     _set_up_logging(server_config.log_level)
+    set_for_serving(engine_config.tp_size)  # XLA reads them once, when jax starts
     try:
         build_llm = partial(_build_llm, served_model_name=server_config.served_model_name)
         return asyncio.run(serve(engine_config, server_config, build_llm))
     except JaxserveError as error:
-        print(f"jaxserve: error: {error}", file=sys.stderr)
+        print(f"jaxserve: error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, DeviceHangError):
+            os._exit(1)  # jax would wait for the device at exit, for ever
         return 1
 
 

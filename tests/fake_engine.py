@@ -14,9 +14,7 @@ from jaxserve.text import Tokenizer
 
 Deliver = Callable[[TokenOutput], None]
 
-ANSWER = (
-    "Paris is 你好 the capital. END more"  # some tokens are parts of a character
-)
+ANSWER = "Paris is 你好 the capital. END more"  # some tokens are parts of a character
 
 
 class FakeEngine:

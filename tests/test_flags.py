@@ -46,7 +46,10 @@ def test_prefixes_match_as_in_sglang() -> None:
     ("argv", "message"),
     [
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
-        (["--tp-size", "2"], "unrecognized arguments: --tp-size 2"),
+        (
+            ["--tp-size", "0"],
+            "argument --tp-size/--tensor-parallel-size: must be in [1, 1024], got 0",
+        ),
         (["--port", "70000"], "argument --port: must be in [0, 65535], got 70000"),
         (["--port", "http"], "argument --port: 'http' is not a number"),
         (["--drain-timeout-s", "nan"], "argument --drain-timeout-s: must be in [0.0, 86400.0]"),

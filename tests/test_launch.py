@@ -14,7 +14,13 @@ from server.fake_llm import FakeLLM
 
 from jaxserve import launch
 from jaxserve.config import EngineConfig, ServerConfig
-from jaxserve.errors import ConfigError, EngineDeadError, InvalidRequestError, WeightLoadError
+from jaxserve.errors import (
+    ConfigError,
+    DeviceHangError,
+    EngineDeadError,
+    InvalidRequestError,
+    WeightLoadError,
+)
 from jaxserve.request import FinishReason
 
 BODY = {"text": "a", "sampling_params": {"max_new_tokens": 3}}
@@ -221,3 +227,21 @@ def test_a_start_up_error_is_one_line(
     assert capsys.readouterr().err == (
         "jaxserve: error: model.safetensors is cut short; fetch it again\n"
     )
+
+
+def test_a_hung_device_ends_the_process_without_waiting_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build(*_: object, **__: object) -> FakeLLM:
+        raise DeviceHangError("the pallas attention kernels gave no answer in 120 s")
+
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(launch, "_build_llm", build)
+    monkeypatch.setattr(launch, "_set_up_logging", lambda _: None)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(SystemExit) as exit_info:
+        launch.main(["--port", "0"])
+    assert exit_info.value.code == 1
+    assert "jaxserve: error: the pallas attention kernels gave no" in capsys.readouterr().err

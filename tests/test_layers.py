@@ -17,8 +17,10 @@ ALLOWED: dict[str, set[str]] = {
     "batch": set(),
     "json_fields": {"errors"},
     "model_config": {"errors", "json_fields"},
-    "config": {"errors", "model_config"},
+    "shard_plan": {"errors", "model_config"},
+    "config": {"errors", "model_config", "shard_plan"},
     "metrics": set(),
+    "xla_flags": set(),
     # file and wire formats
     "gguf_header": {"errors"},
     "loop_thread": {"errors"},
@@ -27,9 +29,15 @@ ALLOWED: dict[str, set[str]] = {
     # siblings: they never import each other
     "scheduler": {"request", "batch", "config", "errors"},
     "text": {"request", "errors", "gguf_header"},
-    "models": {"model_config", "errors", "pallas_kernels"},
-    "weights": {"model_config", "errors", "models", "gguf_header"},
-    "executor": {"batch", "config", "model_config", "errors", "models", "weights"},
+    "models": {"model_config", "shard_plan", "errors", "pallas_kernels"},
+    "weights": {"model_config", "shard_plan", "errors", "models", "gguf_header"},
+    "executor": {
+        "batch", "config", "model_config", "shard_plan", "errors", "models", "weights",
+    },
+    # what python -m pallas_kernels.aot step compiles
+    "aot_steps": {
+        "batch", "config", "model_config", "errors", "models", "executor", "pallas_kernels",
+    },
     # owners
     "engine_report": {"batch", "config", "metrics", "scheduler"},
     "engine": {
@@ -49,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     # The server knows LLM only as a Protocol of its own: the port answers before jax is loaded.
     "server": {"request", "config", "errors", "metrics", "sampling_dict", "native_format"},
     "flags": {"config"},
-    "launch": {"config", "errors", "request", "flags", "server", "llm"},
+    "launch": {"config", "errors", "request", "flags", "xla_flags", "server", "llm"},
     "launch_server": {"launch"},
     # helpers of the tutorials
     "utils": set(),
@@ -58,10 +66,12 @@ ALLOWED: dict[str, set[str]] = {
 
 FORBIDDEN_THIRD_PARTY: dict[str, set[str]] = {
     "pallas_kernels": {"flax"},
-    **dict.fromkeys(("errors", "request", "model_config", "config"), {"jax", "flax", "numpy"}),
+    **dict.fromkeys(
+        ("errors", "request", "model_config", "shard_plan", "config"), {"jax", "flax", "numpy"}
+    ),
     **dict.fromkeys(
         ("batch", "metrics", "scheduler", "text", "server", "llm", "engine", "sampling_dict",
-         "native_format", "utils"),
+         "native_format", "utils", "xla_flags"),
         {"jax", "flax"},
     ),
 }  # fmt: skip
@@ -72,19 +82,25 @@ ORDER: dict[str, tuple[str, ...]] = {
         "page_pool", "radix_tree", "sequence", "kv_manager", "policy", "buckets", "plan",
         "scheduler",
     ),
-    "models": ("rope", "layers", "attention", "llama", "registry"),
+    "models": ("rope", "layers", "attention", "llama", "qwen2", "qwen3", "registry"),
     "weights": (
         "reader", "mapping", "safetensors", "gguf", "dummy", "demo", "source", "loader",
     ),
     "executor": (
-        "device", "blocks", "truncation", "sampler", "kv_pool", "packing", "warmup", "runner",
+        "device", "bounds", "blocks", "truncation", "sampling", "sampler", "sharding", "kv_pool",
+        "kernel_check", "attention_backend", "packing", "step", "warmup", "runner",
     ),
     "text": ("advice", "gguf_vocab", "tokenizer", "chat_template", "detokenizer"),
     "server": (
         "service", "http_errors", "json_body", "state", "sse", "streams", "native_types",
         "native", "openai_types", "openai_format", "openai", "admin", "app",
     ),
-    "pallas_kernels": ("layout", "reference", "xla", "api"),
+    "pallas_kernels": (
+        "layout", "tuning", "support", "checks", "reference", "xla", "hopper", "add_rms_norm",
+        "paged_decode", "extend_tiles", "paged_extend", "pallas", "api",
+        "aot_mosaic", "aot_thunks", "aot_hlo", "aot_report",
+        "aot_compile", "aot_kernels", "aot_step", "aot",
+    ),
 }  # fmt: skip
 
 FILES = sorted((ROOT / "jaxserve").rglob("*.py")) + sorted((ROOT / "pallas_kernels").rglob("*.py"))

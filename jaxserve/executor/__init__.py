@@ -1,5 +1,6 @@
 """The only package that touches the device: numpy in, numpy out, one jitted call per step."""
 
+from jaxserve.executor.attention_backend import settle_backend
 from jaxserve.executor.device import device_info, enable_compilation_cache, keep_freed_memory
 from jaxserve.executor.kv_pool import MemoryPlan, plan_memory
 from jaxserve.executor.runner import ModelRunner, PendingStep, build_runner, make_model
@@ -14,4 +15,5 @@ __all__ = [
     "keep_freed_memory",
     "make_model",
     "plan_memory",
+    "settle_backend",
 ]

@@ -5,15 +5,14 @@ trace; both read the same table.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from jaxserve.batch import Bucket, Mode, StepInputs
-from jaxserve.executor.sampler import Sampling, sampling_from
+from jaxserve.executor.sampling import NUM_FIELDS, NUM_FLAGS, PackedSampling, pack_sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ class DeviceInputs:
     kv_lens: jax.Array  # i32[B]
     q_starts: jax.Array  # i32[B + 1]
     row_slots: jax.Array  # i32[B]
-    sampling: Sampling
+    sampling: PackedSampling
 
 
 _INPUT_SHAPES: dict[str, Callable[[Bucket], tuple[int, ...]]] = {
@@ -39,22 +38,23 @@ _INPUT_SHAPES: dict[str, Callable[[Bucket], tuple[int, ...]]] = {
     "q_starts": lambda b: (b.num_rows + 1,),
     "row_slots": lambda b: (b.num_rows,),
 }
-_FLOATS = (
-    "temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
-)  # fmt: skip
-_SAMPLING_FIELDS = tuple(field.name for field in fields(Sampling))
+_SAMPLING_SHAPES: dict[str, Callable[[Bucket], tuple[int, ...]]] = {
+    "rows": lambda b: (NUM_FIELDS, b.num_rows),
+    "flags": lambda b: (NUM_FLAGS,),
+}
 
 
 def packed_len(bucket: Bucket) -> int:
     """Number of i32 of a step of this shape."""
-    sizes = [_size(shape(bucket)) for shape in _INPUT_SHAPES.values()]
-    return sum(sizes) + sum(_size(_sampling_shape(name, bucket)) for name in _SAMPLING_FIELDS)
+    shapes = (*_INPUT_SHAPES.values(), *_SAMPLING_SHAPES.values())
+    return sum(_size(shape(bucket)) for shape in shapes)
 
 
 def pack(inputs: StepInputs) -> np.ndarray:
     """``i32[packed_len]``, a new array each time: the device may go on reading the last one."""
     bucket = inputs.bucket
     # in order of _INPUT_SHAPES: getattr by a computed name costs more than the copy
+    sampling = pack_sampling(inputs.sampling)
     parts = [
         inputs.token_ids if bucket.mode is Mode.EXTEND else inputs.token_ids[:0],
         inputs.positions,
@@ -63,14 +63,9 @@ def pack(inputs: StepInputs) -> np.ndarray:
         inputs.kv_lens,
         inputs.q_starts,
         inputs.row_slots,
+        np.asarray(sampling.rows).reshape(-1),
+        np.asarray(sampling.flags),
     ]
-    sampling = sampling_from(inputs.sampling)
-    for name in _SAMPLING_FIELDS:
-        value = np.asarray(getattr(sampling, name))
-        if value.dtype == np.float32 or value.dtype == np.uint32:
-            parts.append(value.reshape(-1).view(np.int32))
-        else:
-            parts.append(value.reshape(-1).astype(np.int32, copy=False))
     return np.concatenate(parts, dtype=np.int32, casting="no")
 
 
@@ -84,26 +79,8 @@ def unpack(packed: jax.Array, bucket: Bucket) -> DeviceInputs:
         return lax.slice(packed, (start,), (offset,)).reshape(shape)
 
     inputs = {name: take(shape(bucket)) for name, shape in _INPUT_SHAPES.items()}
-    sampling = {
-        name: _restored(name, take(_sampling_shape(name, bucket))) for name in _SAMPLING_FIELDS
-    }
-    return DeviceInputs(**inputs, sampling=Sampling(**sampling))
-
-
-def _restored(name: str, bits: jax.Array) -> jax.Array:
-    if name in _FLOATS:
-        return lax.bitcast_convert_type(bits, jnp.float32)
-    if name == "seeds":
-        return lax.bitcast_convert_type(bits, jnp.uint32)
-    if name in ("top_k", "min_lens"):
-        return bits
-    return bits != 0
-
-
-def _sampling_shape(name: str, bucket: Bucket) -> tuple[int, ...]:
-    if name.startswith("any_"):
-        return ()
-    return (bucket.num_rows, 2) if name == "seeds" else (bucket.num_rows,)
+    sampling = {name: take(shape(bucket)) for name, shape in _SAMPLING_SHAPES.items()}
+    return DeviceInputs(**inputs, sampling=PackedSampling(**sampling))
 
 
 def _size(shape: tuple[int, ...]) -> int:

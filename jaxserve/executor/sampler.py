@@ -10,26 +10,25 @@ top_p and min_p (``truncation``); then one draw.
   before truncation (SGLang's default); temperature 0 counts as 1.
 - NaN logits count as -inf and +inf as the largest float, so that every id is in range.
 
-Every feature is behind a ``lax.cond`` on a scalar that the host computes: a step in which no
-row uses it does not pay for it, and none of them changes the shape of the program.
+Every feature is behind a conditional on a scalar that the host computes: a step in which no
+row uses it does not pay for it, and none of them changes the shape of the program.  There is no
+loop: on a GPU the conditionals are part of the step's one CUDA graph, a loop would end it.
 
 Axis letters: B rows, V vocabulary, S slots, K = MAX_TOP_LOGPROBS.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxserve.batch import SamplingArrays, SlotInit
+from jaxserve.batch import SlotInit
 from jaxserve.executor import blocks, truncation
+from jaxserve.executor.sampling import GREEDY_TEMPERATURE, PackedSampling, Sampling
 
-# Both are request.py's, which this layer may not import; a test holds them equal.
-MAX_TOP_LOGPROBS = 20
-GREEDY_TEMPERATURE = 1e-6
+MAX_TOP_LOGPROBS = 20  # request.py's, which this layer may not import; a test holds them equal
 
 MIN_LOGPROB = -9999.0  # what OpenAI's API says for "very unlikely"; -inf is not JSON
 
@@ -45,32 +44,6 @@ _F32_TINY = float(np.finfo(np.float32).tiny)
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """``batch.SamplingArrays`` on the device, and what any row of the step needs.
-
-    Rows with neutral values are unchanged by a feature that another row uses.
-    """
-
-    samples: Array  # bool[B]
-    temperature: Array  # f32[B]
-    top_k: Array  # i32[B]
-    top_p: Array  # f32[B]
-    min_p: Array  # f32[B]
-    frequency_penalty: Array  # f32[B]
-    presence_penalty: Array  # f32[B]
-    repetition_penalty: Array  # f32[B]
-    seeds: Array  # u32[B, 2]
-    min_lens: Array  # i32[B]
-    has_logit_bias: Array  # bool[B]
-    wants_logprobs: Array  # bool[B]
-    any_adjusted: Array  # bool[]; a penalty, a bias or a min_len
-    any_random: Array  # bool[]; a row that is not greedy
-    any_truncated: Array  # bool[]; top_k, top_p or min_p in a row that is not greedy
-    any_logprobs: Array  # bool[]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, slots=True)
 class Sampled:
     """What one step sampled; the logprob arrays are zero where a row did not ask."""
 
@@ -80,29 +53,9 @@ class Sampled:
     top_token_ids: Array  # i32[B, K]
 
 
-def sampling_from(arrays: SamplingArrays) -> Sampling:
-    """Adds the four scalars (on the host: the leaves stay numpy arrays)."""
-    adjusted = (
-        (arrays.frequency_penalty != 0.0)
-        | (arrays.presence_penalty != 0.0)
-        | (arrays.repetition_penalty != 1.0)
-        | (arrays.min_lens > 0)
-        | arrays.has_logit_bias
-    )
-    random = (arrays.temperature >= GREEDY_TEMPERATURE) & (arrays.top_k != 1)
-    truncated = (arrays.top_k > 0) | (arrays.top_p < 1.0) | (arrays.min_p > 0.0)
-    flags: dict[str, Any] = {
-        "any_adjusted": np.any(adjusted & arrays.samples),
-        "any_random": np.any(random & arrays.samples),
-        "any_truncated": np.any(random & truncated & arrays.samples),
-        "any_logprobs": np.any(arrays.wants_logprobs & arrays.samples),
-    }
-    return Sampling(**{x.name: getattr(arrays, x.name) for x in fields(arrays)}, **flags)
-
-
 def sample(
     logits: Array,
-    sampling: Sampling,
+    packed: PackedSampling,
     token_info: Array,
     logit_bias: Array,
     row_slots: Array,
@@ -112,7 +65,7 @@ def sample(
 
     Args:
         logits: f32[B, V].
-        sampling: the rows' parameters.
+        packed: the rows' parameters.
         token_info: i32[S, V], see ``init_slot``; read only.
         logit_bias: f32[S, V]; read only.
         row_slots: i32[B]; padding rows point at slot 0.
@@ -122,19 +75,37 @@ def sample(
         ``Sampled``; the id of a row that does not sample means nothing but is in range.
     """
 
-    def adjust(logits: Array) -> Array:
-        info = token_info[row_slots]  # [B, V]
-        bias = jnp.where(sampling.has_logit_bias[:, None], logit_bias[row_slots], 0.0)
-        return _adjust(logits, sampling, info, bias, kv_lens)
+    def greedy() -> Sampled:
+        return _without_logprobs(blocks.argmax(_clean(logits)))
 
-    logits = lax.cond(sampling.any_adjusted, adjust, lambda x: x, logits)
-    greedy_ids = blocks.argmax(_clean(logits))
+    def full() -> Sampled:
+        return _choose(adjusted(), packed, kv_lens)
+
+    def adjusted() -> Array:
+        return lax.cond(packed.any_adjusted, adjust, lambda: _clean(logits))
+
+    def adjust() -> Array:
+        sampling = packed.unpack()
+        info = token_info.at[row_slots].get(mode="promise_in_bounds")  # [B, V]
+        bias = logit_bias.at[row_slots].get(mode="promise_in_bounds")
+        bias = jnp.where(sampling.has_logit_bias[:, None], bias, 0.0)
+        return _clean(_adjust(logits, sampling, info, bias, kv_lens))
+
+    # The common step first: greedy rows copy no logits, which the branches of ``adjusted`` do.
+    sampled: Sampled = lax.cond(packed.all_greedy, greedy, full)
+    return sampled
+
+
+def _choose(logits: Array, packed: PackedSampling, kv_lens: Array) -> Sampled:
+    """A token of every row, greedy or drawn, with the logprobs that were asked for."""
+    greedy_ids = blocks.argmax(logits)
 
     def draw() -> Array:
-        return jnp.where(_is_greedy(sampling), greedy_ids, _draw(_clean(logits), sampling, kv_lens))
+        ids = _draw(logits, packed, kv_lens)
+        return jnp.where(packed.unpack().is_greedy, greedy_ids, ids)
 
-    token_ids = lax.cond(sampling.any_random, draw, lambda: greedy_ids)
-    return _with_logprobs(logits, sampling, token_ids)
+    token_ids = lax.cond(packed.any_random, draw, lambda: greedy_ids)
+    return _with_logprobs(logits, packed, token_ids)
 
 
 def record(token_info: Array, row_slots: Array, token_ids: Array, samples: Array) -> Array:
@@ -168,13 +139,8 @@ def set_slot(
 
 
 def _clean(logits: Array) -> Array:
-    """Without NaN and +inf; each reader does it, so that XLA fuses it and stores no copy."""
+    """Without NaN and +inf."""
     return jnp.where(jnp.isnan(logits), -jnp.inf, jnp.minimum(logits, _F32_MAX))
-
-
-def _is_greedy(sampling: Sampling) -> Array:
-    """bool[B]: ``request.SamplingParams.is_greedy`` of each row."""
-    return (sampling.temperature < GREEDY_TEMPERATURE) | (sampling.top_k == 1)
 
 
 def _temperature(sampling: Sampling) -> Array:
@@ -193,19 +159,24 @@ def _adjust(logits: Array, sampling: Sampling, info: Array, bias: Array, kv_lens
     presence = jnp.where(counts > 0, sampling.presence_penalty[:, None], 0.0)
     logits = logits - frequency - presence
     seen = (info & (COUNT_MASK | IN_PROMPT)) > 0
-    factor = jnp.where(seen, sampling.repetition_penalty[:, None], 1.0)
-    logits = jnp.where(logits > 0, logits / factor, logits * factor) + bias
+    penalty = sampling.repetition_penalty[:, None]
+    factor = jnp.where(logits > 0, 1.0 / penalty, penalty)
+    logits = logits * jnp.where(seen, factor, 1.0) + bias
     is_masked = (kv_lens < sampling.min_lens)[:, None] & ((info & IS_STOP) > 0)
     return jnp.where(is_masked, -jnp.inf, logits)
 
 
-def _draw(logits: Array, sampling: Sampling, kv_lens: Array) -> Array:
+def _draw(logits: Array, packed: PackedSampling, kv_lens: Array) -> Array:
     """i32[B]: one token of each row's truncated distribution; logits without NaN."""
+    sampling = packed.unpack()
     kept = _truncation(logits, sampling)
+    # The other branch returns its operand: XLA turns a branch that computes into a select, and
+    # every draw would pay for a truncation.
     thresholds = lax.cond(
-        sampling.any_truncated,
-        lambda: truncation.thresholds(logits, kept),
-        lambda: jnp.full_like(kept.min_p, -jnp.inf),
+        packed.any_truncated,
+        lambda _: truncation.thresholds(logits, kept),
+        lambda nothing: nothing,
+        jnp.full_like(kept.min_p, -jnp.inf),
     )
 
     def weigh(logits: Array) -> Array:
@@ -227,7 +198,7 @@ def _draw(logits: Array, sampling: Sampling, kv_lens: Array) -> Array:
 
 def _truncation(logits: Array, sampling: Sampling) -> truncation.Truncation:
     """The rows whose draw nobody reads keep everything, which costs nothing."""
-    is_off = _is_greedy(sampling) | ~sampling.samples
+    is_off = sampling.is_greedy | ~sampling.samples
     return truncation.Truncation(
         largest=blocks.largest(logits),
         temperature=_temperature(sampling),
@@ -260,11 +231,11 @@ def _inverse_cdf(weights: Array, uniforms: Array) -> Array:
     return jnp.where(first < size, first, last)
 
 
-def _with_logprobs(raw: Array, sampling: Sampling, token_ids: Array) -> Sampled:
+def _with_logprobs(logits: Array, packed: PackedSampling, token_ids: Array) -> Sampled:
     """The sampled tokens with the logprobs that were asked for."""
 
     def compute() -> Sampled:
-        logits = _clean(raw)
+        sampling = packed.unpack()
         temperature = _temperature(sampling)
         largest = blocks.largest(logits)
         total = blocks.weight_sums(logits, largest, temperature)
@@ -281,9 +252,10 @@ def _with_logprobs(raw: Array, sampling: Sampling, token_ids: Array) -> Sampled:
             token_ids, values[:, 0], jnp.pad(values[:, 1:], missing), jnp.pad(top_ids, missing)
         )
 
-    def skip() -> Sampled:
-        top = jnp.zeros((raw.shape[0], MAX_TOP_LOGPROBS), jnp.float32)
-        return Sampled(token_ids, top[:, 0], top, jnp.zeros(top.shape, jnp.int32))
-
-    sampled: Sampled = lax.cond(sampling.any_logprobs, compute, skip)
+    sampled: Sampled = lax.cond(packed.any_logprobs, compute, lambda: _without_logprobs(token_ids))
     return sampled
+
+
+def _without_logprobs(token_ids: Array) -> Sampled:
+    top = jnp.zeros((token_ids.shape[0], MAX_TOP_LOGPROBS), jnp.float32)
+    return Sampled(token_ids, top[:, 0], top, jnp.zeros(top.shape, jnp.int32))

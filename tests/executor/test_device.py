@@ -24,13 +24,47 @@ def test_cpu() -> None:
 def test_gpu(
     monkeypatch: pytest.MonkeyPatch, stats: dict[str, int] | None, free: int | None
 ) -> None:
-    gpu = SimpleNamespace(platform="gpu", device_kind="NVIDIA X", memory_stats=lambda: stats)
+    gpu = SimpleNamespace(
+        platform="gpu",
+        id=0,
+        device_kind="NVIDIA X",
+        compute_capability="9.0",
+        memory_stats=lambda: stats,
+    )
     monkeypatch.setattr(jax, "devices", lambda: [gpu])
     if free is None:
-        with pytest.raises(ConfigError, match="NVIDIA X does not report its free memory"):
+        with pytest.raises(
+            ConfigError, match=r"device 0 \(NVIDIA X\) does not report its free memory"
+        ):
             device_info()
     else:
         assert (device_info().platform, device_info().free_bytes) == ("cuda", free)
+        assert device_info().compute_capability == "9.0"
+
+
+def test_the_least_free_of_several_gpus_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that are used; the others are only counted."""
+    gpus = [
+        SimpleNamespace(
+            platform="gpu",
+            id=index,
+            device_kind="NVIDIA X",
+            compute_capability="9.0",
+            memory_stats=lambda free=free: {"bytes_limit": free, "bytes_in_use": 0},
+        )
+        for index, free in enumerate((60, 40, 20, 0))
+    ]
+    monkeypatch.setattr(jax, "devices", lambda: gpus)
+    assert (device_info(2).free_bytes, device_info(2).num_devices) == (40, 4)
+    assert device_info(3).free_bytes == 20
+    with pytest.raises(ConfigError, match=r"device 3 \(NVIDIA X\) does not report"):
+        device_info(4)
+
+
+def test_cpu_devices_share_the_memory_of_the_host() -> None:
+    one, four = device_info(1), device_info(4)
+    assert one.num_devices == four.num_devices == len(jax.devices())
+    assert abs(one.free_bytes / 4 - four.free_bytes) < 0.2 * four.free_bytes
 
 
 def test_compilation_cache(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

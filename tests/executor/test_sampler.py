@@ -1,6 +1,6 @@
 """The sampler against a float64 numpy oracle: adjusted logits, greedy ids, logprobs, counts."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import pytest
 from jaxserve import request
 from jaxserve.batch import SamplingArrays, SlotInit
 from jaxserve.executor import sampler
+from jaxserve.executor.sampling import GREEDY_TEMPERATURE, pack_sampling
 
 DEFAULTS: dict[str, tuple[object, type]] = {
     "samples": (True, np.bool_),
@@ -54,7 +55,7 @@ def run(
     if kv_lens is None:
         kv_lens = np.full(num_rows, 5, np.int32)
     row_slots = np.arange(1, num_rows + 1, dtype=np.int32)
-    sampling = sampler.sampling_from(arrays)
+    sampling = pack_sampling(arrays)
     return jitted_sample(logits.astype(np.float32), sampling, token_info, bias, row_slots, kv_lens)
 
 
@@ -122,7 +123,37 @@ def random_batch(
 
 def test_constants_are_those_of_the_request_layer() -> None:
     assert sampler.MAX_TOP_LOGPROBS == request.MAX_TOP_LOGPROBS
-    assert sampler.GREEDY_TEMPERATURE == request.GREEDY_TEMPERATURE
+    assert GREEDY_TEMPERATURE == request.GREEDY_TEMPERATURE
+
+
+def test_packed_parameters_are_unpacked_as_they_were() -> None:
+    _, arrays, _, _ = random_batch(0, num_rows=9, vocab_size=90)
+    arrays = replace(arrays, seeds=arrays.seeds + np.uint32(2**31))
+    unpacked = jax.jit(lambda packed: packed.unpack())(pack_sampling(arrays))
+    for field in fields(arrays):
+        got, expected = getattr(unpacked, field.name), getattr(arrays, field.name)
+        assert got.dtype == expected.dtype
+        np.testing.assert_array_equal(got, expected, err_msg=field.name)
+
+
+@pytest.mark.parametrize(
+    ("values", "needed"),
+    [
+        ({}, set()),
+        ({"temperature": 1.0, "samples": False}, set()),
+        ({"temperature": 1.0, "top_k": 1, "top_p": 0.5}, set()),
+        ({"temperature": 1.0}, {"any_random"}),
+        ({"temperature": 1.0, "min_p": 0.1}, {"any_random", "any_truncated"}),
+        ({"presence_penalty": -1.0}, {"any_adjusted"}),
+        ({"min_lens": 3, "wants_logprobs": True}, {"any_adjusted", "any_logprobs"}),
+    ],
+    ids=str,
+)
+def test_flags_say_what_some_row_needs(values: dict[str, object], needed: set[str]) -> None:
+    packed = pack_sampling(make_arrays(3, **values))
+    names = ("any_adjusted", "any_random", "any_truncated", "any_logprobs")
+    assert {name for name in names if getattr(packed, name)} == needed
+    assert packed.all_greedy == (not needed)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -219,7 +250,7 @@ def test_counts_advance_on_the_device_as_a_recount_on_the_host() -> None:
     for slot, output in outputs.items():
         rows = sampler.init_slot(SlotInit(slot, (slot, 0), tuple(output), (8,), ()), vocab_size)
         token_info, bias = jitted_set_slot(token_info, bias, np.int32(slot), *rows)
-    sampling = sampler.sampling_from(arrays)
+    sampling = pack_sampling(arrays)
     for _ in range(12):
         logits = rng.standard_normal((num_rows, vocab_size)).astype(np.float32)
         inits = tuple(
@@ -251,7 +282,7 @@ def test_no_flag_and_no_value_traces_again() -> None:
         {"presence_penalty": 1.0, "wants_logprobs": True},
         {"min_lens": 9, "has_logit_bias": True, "samples": False},
     ):
-        sampling = sampler.sampling_from(make_arrays(2, **values))
+        sampling = pack_sampling(make_arrays(2, **values))
         fresh(logits, sampling, info, bias, np.zeros(2, np.int32), np.zeros(2, np.int32))
     assert fresh._cache_size() == 1
 
@@ -261,7 +292,9 @@ def test_the_slot_buffers_are_never_copied() -> None:
 
     def step(hidden, head, info, bias, sampling, row_slots, kv_lens):
         sampled = sampler.sample(hidden @ head, sampling, info, bias, row_slots, kv_lens)
-        return sampled, sampler.record(info, row_slots, sampled.token_ids, sampling.samples)
+        return sampled, sampler.record(
+            info, row_slots, sampled.token_ids, sampling.unpack().samples
+        )
 
     compiled = (
         jax.jit(step, donate_argnums=2)
@@ -270,7 +303,7 @@ def test_the_slot_buffers_are_never_copied() -> None:
             jnp.ones((16, vocab_size)),
             jnp.zeros((num_slots, vocab_size), jnp.int32),
             jnp.zeros((num_slots, vocab_size), jnp.float32),
-            sampler.sampling_from(make_arrays(8)),
+            pack_sampling(make_arrays(8)),
             np.zeros(8, np.int32),
             np.zeros(8, np.int32),
         )
@@ -291,7 +324,7 @@ def test_it_lowers_for_cuda() -> None:
         jax.jit(lambda *args: sampler.sample(*args))
         .trace(
             jnp.zeros((2, 600)),
-            sampler.sampling_from(make_arrays(2)),
+            pack_sampling(make_arrays(2)),
             info,
             bias,
             np.zeros(2, np.int32),

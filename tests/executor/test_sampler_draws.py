@@ -9,6 +9,7 @@ from scipy import stats
 
 from jaxserve.batch import SamplingArrays
 from jaxserve.executor import blocks, sampler, truncation
+from jaxserve.executor.sampling import pack_sampling
 
 jitted_sample = jax.jit(sampler.sample)
 
@@ -39,7 +40,7 @@ def draw(logits: np.ndarray, arrays: SamplingArrays, kv_lens: np.ndarray) -> np.
     num_rows, vocab_size = logits.shape
     empty = jnp.zeros((2, vocab_size), jnp.int32)
     slots = np.zeros(num_rows, np.int32)
-    sampling = sampler.sampling_from(arrays)
+    sampling = pack_sampling(arrays)
     logits = logits.astype(np.float32)
     sampled = jitted_sample(
         logits, sampling, empty, empty.astype(jnp.float32), slots, kv_lens.astype(np.int32)
@@ -94,7 +95,11 @@ def test_frequencies_follow_the_truncated_distribution(values: dict[str, float])
     assert stats.chisquare(observed, wanted).pvalue > 1e-3
 
 
-RANK_THRESHOLDS = [truncation.rank_thresholds, truncation.rank_thresholds_by_sorting_few]
+RANK_THRESHOLDS = [
+    truncation.rank_thresholds,
+    truncation.rank_thresholds_by_bisection,
+    truncation.rank_thresholds_by_sorting_few,
+]
 
 
 @pytest.mark.parametrize("function", RANK_THRESHOLDS)
@@ -119,6 +124,22 @@ def test_thresholds_equal_those_of_a_sort(function, vocab_size: int, has_ties: b
         high = kept(probs, int(top_k[row]), float(top_p[row]) + slack, 0.0)
         stays = logits[row] >= found[row]
         assert np.all(stays[low]) and not np.any(stays[~high])
+
+
+def test_thresholds_found_part_by_part_are_those_found_at_once(monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((7, 500)).astype(np.float32)
+    limits = truncation.Truncation(
+        largest=logits.max(axis=1),
+        temperature=np.ones(7, np.float32),
+        top_k=rng.integers(1, 500, 7).astype(np.int32),
+        top_p=rng.uniform(0.1, 1.0, 7).astype(np.float32),
+        min_p=np.zeros(7, np.float32),
+    )
+    at_once = jax.jit(truncation.rank_thresholds)(logits, limits)
+    monkeypatch.setattr(truncation, "_MAX_WEIGHT_BYTES", 3 * 500 * 4)  # 3, 3 and 1 rows
+    in_parts = jax.jit(lambda *args: truncation.rank_thresholds(*args))(logits, limits)
+    np.testing.assert_array_equal(in_parts, at_once)
 
 
 def test_company_order_padding_and_other_rows_parameters_change_nothing() -> None:

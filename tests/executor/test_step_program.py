@@ -9,53 +9,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from step_harness import (
+    DECODE,
+    DEVICE,
+    EXTEND,
+    make_runner,
+    moved_shapes,
+    neutral_sampling,
+    program_of,
+)
 
-from jaxserve.batch import Bucket, Mode, SamplingArrays, StepInputs
-from jaxserve.config import DeviceInfo, EngineConfig, resolve
+from jaxserve.batch import Bucket, Mode, StepInputs
+from jaxserve.config import EngineConfig, resolve
 from jaxserve.errors import ConfigError
-from jaxserve.executor import ModelRunner, build_runner, plan_memory
+from jaxserve.executor import ModelRunner, plan_memory
 from jaxserve.executor.packing import pack, packed_len, unpack
-from jaxserve.executor.sampler import sampling_from
+from jaxserve.executor.sampling import pack_sampling
 from jaxserve.model_config import ModelConfig
-from jaxserve.weights import resolve_source
 
-DEVICE = DeviceInfo("cpu", "cpu", 8 * 2**30, 2)
-DECODE = Bucket(Mode.DECODE, 4, 4, 8)
-EXTEND = Bucket(Mode.EXTEND, 32, 2, 8)
 NUM_PAGES = 4096
-
-
-def make_runner(checkpoint: Path, *, num_pages: int, dtype: str = "float32") -> ModelRunner:
-    source = resolve_source(str(checkpoint))
-    model_config = ModelConfig.from_hf(source.hf_config)
-    config = EngineConfig(dtype=dtype, max_running_requests=4, context_length=128)
-    config = resolve(config, model_config, DEVICE)
-    return build_runner(
-        config, model_config, source, DEVICE, num_pages=num_pages, buckets=(DECODE, EXTEND)
-    )
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def runner(request: pytest.FixtureRequest, tiny_checkpoint: Path) -> Iterator[ModelRunner]:
     yield make_runner(tiny_checkpoint, num_pages=NUM_PAGES, dtype=request.param)
-
-
-def neutral_sampling(bucket: Bucket) -> SamplingArrays:
-    rows = bucket.num_rows
-    return SamplingArrays(
-        samples=np.ones(rows, np.bool_),
-        temperature=np.zeros(rows, np.float32),
-        top_k=np.zeros(rows, np.int32),
-        top_p=np.ones(rows, np.float32),
-        min_p=np.zeros(rows, np.float32),
-        frequency_penalty=np.zeros(rows, np.float32),
-        presence_penalty=np.zeros(rows, np.float32),
-        repetition_penalty=np.ones(rows, np.float32),
-        seeds=np.arange(2 * rows, dtype=np.uint32).reshape(rows, 2) + np.uint32(2**31),
-        min_lens=np.zeros(rows, np.int32),
-        has_logit_bias=np.zeros(rows, np.bool_),
-        wants_logprobs=np.zeros(rows, np.bool_),
-    )
 
 
 def random_inputs(bucket: Bucket) -> StepInputs:
@@ -91,17 +68,13 @@ def test_packing_is_undone(bucket: Bucket) -> None:
         np.testing.assert_array_equal(got[name], getattr(inputs, name))
     if bucket.mode is Mode.EXTEND:
         np.testing.assert_array_equal(got["token_ids"], inputs.token_ids)
-    expected = sampling_from(inputs.sampling)
+    expected = pack_sampling(inputs.sampling)
     for name, value in vars_of(expected).items():
         np.testing.assert_array_equal(vars_of(got["sampling"])[name], value, err_msg=name)
 
 
 def vars_of(record: object) -> dict[str, object]:
     return {name: getattr(record, name) for name in type(record).__dataclass_fields__}
-
-
-def program_of(runner: ModelRunner, bucket: Bucket) -> jax.stages.Compiled:
-    return runner.lower_step(bucket).compile()
 
 
 @pytest.mark.parametrize("bucket", [DECODE, EXTEND], ids=["decode", "extend"])
@@ -123,25 +96,6 @@ def test_no_copy_of_pool_or_weight_size(runner: ModelRunner, bucket: Bucket) -> 
     assert max(map(np.prod, shapes)) < pool / 10
 
 
-def moved_shapes(text: str) -> set[tuple[int, ...]]:
-    """The shape of every array that an instruction copies, slices, transposes or converts.
-
-    What stands inside a fusion is computed element by element and never stored, so only the
-    result of a fusion counts, when the fusion is named after such an instruction.
-    """
-    shapes = set()
-    for computation in re.split(r"\n(?=%|ENTRY)", text):
-        if computation.startswith("%fused_computation"):
-            continue
-        for name, shape, operation in re.findall(
-            r"%(\S+) = \w+\[([\d,]+)\]\S* ([\w-]+)\(", computation
-        ):
-            moves = ("copy", "dynamic-slice", "transpose", "convert")
-            if operation in moves or (operation == "fusion" and name.startswith(moves)):
-                shapes.add(tuple(int(size) for size in shape.split(",")))
-    return shapes
-
-
 def test_a_planted_copy_is_seen() -> None:
     """The law above would be worthless if it held for a program that does copy its pool."""
     pool = jax.ShapeDtypeStruct((64, 2, 16, 16), jnp.float32)
@@ -160,22 +114,22 @@ def test_temp_memory_does_not_grow_with_the_pool(tiny_checkpoint: Path) -> None:
         assert temps[0] == temps[1]
 
 
-def test_one_trace_per_bucket(runner: ModelRunner) -> None:
-    before = runner.num_traces
+def test_nothing_compiles_after_warm_up(runner: ModelRunner) -> None:
+    before = runner.compile_counter.since_freeze
     for bucket in (DECODE, EXTEND, DECODE):
         inputs = replace(random_inputs(bucket), kv_lens=np.zeros(bucket.num_rows, np.int32),
                          q_starts=np.zeros(bucket.num_rows + 1, np.int32),
                          write_slots=np.zeros(bucket.num_tokens, np.int32),
                          row_slots=np.zeros(bucket.num_rows, np.int32))  # fmt: skip
         runner.launch(inputs).fetch()
-    assert runner.num_traces == before
+    assert runner.compile_counter.since_freeze == before
 
 
 MODEL = ModelConfig(
     model_type="llama", architectures=("LlamaForCausalLM",), vocab_size=1000, hidden_size=64,
     intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,
     rms_norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, context_len=512,
-    tie_word_embeddings=True, attention_bias=False, mlp_bias=False, hidden_act="silu",
+    tie_word_embeddings=True, qkv_bias=False, out_bias=False, mlp_bias=False, hidden_act="silu",
     eos_token_ids=(2,), bos_token_id=1, dtype="bfloat16",
 )  # fmt: skip
 
@@ -193,6 +147,16 @@ def test_memory_plan_adds_up() -> None:
     assert used <= 10_000_000
     # either every row fits at full length, or twice as many pages would not
     assert plan.num_pages == 4 * 32 + 1 or used + plan.kv_bytes > 10_000_000
+
+
+def test_each_device_holds_its_kv_heads_of_every_page() -> None:
+    """Half the kv heads on each of two devices; both of them, one each, on each of four."""
+    whole, half, copied = (
+        memory_of(6_000_000, mem_fraction_static=0.5, max_running_requests=64, tp_size=tp_size)
+        for tp_size in (1, 2, 4)
+    )
+    assert (half.bytes_per_token, copied.bytes_per_token) == (whole.bytes_per_token // 2,) * 2
+    assert half.num_pages == copied.num_pages == 2 * whole.num_pages
 
 
 def test_the_pool_does_not_follow_small_changes_of_free_memory() -> None:

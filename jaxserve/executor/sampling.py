@@ -1,0 +1,132 @@
+"""The sampling parameters of a step's rows, as one array that the device takes apart.
+
+A conditional's operands are copied next to each other before it runs, so a dozen small arrays
+would be a dozen copies in every step, also in those that take no notice of them.  One array is
+one; each branch takes it apart itself, where the pieces fuse into what reads them.
+
+Axis letters: B rows, F fields.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxserve.batch import SamplingArrays
+
+GREEDY_TEMPERATURE = 1e-6  # request.py's, which this layer may not import; a test holds them equal
+
+_FLOATS = (
+    "temperature", "top_p", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
+)  # fmt: skip
+_INTEGERS = ("top_k", "min_lens")
+_BOOLEANS = ("samples", "has_logit_bias", "wants_logprobs")
+_ROW_FIELDS = (*_FLOATS, *_INTEGERS, *_BOOLEANS)
+_NUM_SEEDS = 2
+NUM_FIELDS = len(_ROW_FIELDS) + _NUM_SEEDS
+NUM_FLAGS = 1
+
+# bits of the flags: what some row of the step needs
+_ADJUSTED, _RANDOM, _TRUNCATED, _LOGPROBS = 1, 2, 4, 8
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """``batch.SamplingArrays`` on the device."""
+
+    samples: Array  # bool[B]
+    temperature: Array  # f32[B]
+    top_k: Array  # i32[B]
+    top_p: Array  # f32[B]
+    min_p: Array  # f32[B]
+    frequency_penalty: Array  # f32[B]
+    presence_penalty: Array  # f32[B]
+    repetition_penalty: Array  # f32[B]
+    seeds: Array  # u32[B, 2]
+    min_lens: Array  # i32[B]
+    has_logit_bias: Array  # bool[B]
+    wants_logprobs: Array  # bool[B]
+
+    @property
+    def is_greedy(self) -> Array:
+        """bool[B]: ``request.SamplingParams.is_greedy`` of each row."""
+        return (self.temperature < GREEDY_TEMPERATURE) | (self.top_k == 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class PackedSampling:
+    """``Sampling`` as bits, and what any row of the step needs.
+
+    Rows with neutral values are unchanged by a feature that another row uses.
+    """
+
+    rows: Array  # i32[F, B]
+    flags: Array  # i32[NUM_FLAGS]
+
+    @property
+    def all_greedy(self) -> Array:
+        """bool[]: no row needs more than the most likely token."""
+        return self.flags[0] == 0
+
+    @property
+    def any_adjusted(self) -> Array:
+        """bool[]: a penalty, a bias or a min_len."""
+        return (self.flags[0] & _ADJUSTED) != 0
+
+    @property
+    def any_random(self) -> Array:
+        """bool[]: a row that is not greedy."""
+        return (self.flags[0] & _RANDOM) != 0
+
+    @property
+    def any_truncated(self) -> Array:
+        """bool[]: top_k, top_p or min_p in a row that is not greedy."""
+        return (self.flags[0] & _TRUNCATED) != 0
+
+    @property
+    def any_logprobs(self) -> Array:
+        """bool[]."""
+        return (self.flags[0] & _LOGPROBS) != 0
+
+    def unpack(self) -> Sampling:
+        """The rows' parameters; call it where they are used."""
+        pieces = dict(zip(_ROW_FIELDS, self.rows, strict=False))
+        values: dict[str, Array] = {name: pieces[name] for name in _INTEGERS}
+        for name in _FLOATS:
+            values[name] = lax.bitcast_convert_type(pieces[name], jnp.float32)
+        for name in _BOOLEANS:
+            values[name] = pieces[name] != 0
+        seeds = lax.bitcast_convert_type(self.rows[-_NUM_SEEDS:], jnp.uint32)
+        return Sampling(**values, seeds=seeds.T)
+
+
+def pack_sampling(arrays: SamplingArrays) -> PackedSampling:
+    """On the host: the leaves are numpy arrays."""
+    rows = np.empty((NUM_FIELDS, len(arrays.samples)), np.int32)
+    for index, name in enumerate(_ROW_FIELDS):
+        value: np.ndarray[Any, Any] = getattr(arrays, name)
+        rows[index] = value.view(np.int32) if name in _FLOATS else value
+    rows[-_NUM_SEEDS:] = arrays.seeds.view(np.int32).T
+    random = (arrays.temperature >= GREEDY_TEMPERATURE) & (arrays.top_k != 1)
+    truncated = (arrays.top_k > 0) | (arrays.top_p < 1.0) | (arrays.min_p > 0.0)
+    adjusted = (
+        (arrays.frequency_penalty != 0.0)
+        | (arrays.presence_penalty != 0.0)
+        | (arrays.repetition_penalty != 1.0)
+        | (arrays.min_lens > 0)
+        | arrays.has_logit_bias
+    )
+    features = (
+        (_ADJUSTED, adjusted),
+        (_RANDOM, random),
+        (_TRUNCATED, random & truncated),
+        (_LOGPROBS, arrays.wants_logprobs),
+    )
+    flags = sum(bit for bit, rows_with in features if bool((rows_with & arrays.samples).any()))
+    leaves: dict[str, Any] = {"rows": rows, "flags": np.array([flags], np.int32)}
+    return PackedSampling(**leaves)
