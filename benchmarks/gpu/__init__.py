@@ -1,0 +1,1 @@
+"""What ``scripts/gpu`` runs: checks and timings on a GPU, each part in a process of its own."""
