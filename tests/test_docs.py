@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS.append(ROOT / "benchmarks" / "README.md")
 # Where a path in a document may start: written as the reader of that section would say it.
-BASES = [ROOT, *(ROOT / name for name in ("jaxserve", "benchmarks", "scripts"))]
+BASES = [ROOT, *(ROOT / name for name in ("jaxserve", "pallas_kernels", "benchmarks", "scripts"))]
 
 CODE_PATH = re.compile(r"`((?:[\w-]+/)*[\w-]+\.(?:py|md|toml)|(?:[\w-]+/)+)`")
 LINK = re.compile(r"\]\(([^)#:]+)\)")

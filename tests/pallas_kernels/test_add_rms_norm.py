@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels import add_rms_norm, supports_add_rms_norm
-from pallas_kernels.add_rms_norm import WARPGROUP
+from pallas_kernels.add_rms_norm import MAX_SIZE, WARPGROUP
 
 ROOT = Path(__file__).parent.parent.parent
 CASES = [[3, 256, 0, "bfloat16"], [2, 384, 3, "bfloat16"], [1, 128, 1, "float16"]]
@@ -57,7 +57,7 @@ def test_it_lowers_for_a_gpu(size: int, parts: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "dtype"), [(100, "bfloat16"), (128 * WARPGROUP + WARPGROUP, "bfloat16"),
+    ("size", "dtype"), [(100, "bfloat16"), (MAX_SIZE + WARPGROUP, "bfloat16"),
                         (128, "float32")],
 )  # fmt: skip
 def test_what_the_kernel_does_not_take_is_said(size: int, dtype: str) -> None:
