@@ -10,13 +10,21 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from jaxserve.batch import Bucket, Mode, SamplingArrays, StepInputs
-from jaxserve.config import EngineConfig, resolve
-from jaxserve.executor import ModelRunner, build_runner, device_info, enable_compilation_cache
+from jaxserve.config import ATTENTION_BACKENDS, EngineConfig, resolve
+from jaxserve.executor import (
+    ModelRunner,
+    build_runner,
+    device_info,
+    enable_compilation_cache,
+    settle_backend,
+)
 from jaxserve.model_config import ModelConfig
+from jaxserve.shard_plan import plan_shards
 from jaxserve.weights import resolve_source
 
 PAGE_SIZE = 16
@@ -90,9 +98,15 @@ def make_runner(
     enable_compilation_cache(args.compilation_cache_dir)
     device = device_info()
     config = EngineConfig(
-        dtype=args.dtype, page_size=PAGE_SIZE, max_running_requests=max([*args.rows, 1])
+        dtype=args.dtype,
+        page_size=PAGE_SIZE,
+        max_running_requests=max([*args.rows, 1]),
+        attention_backend=args.attention_backend,
     )
     config = resolve(config, model_config, device)
+    plan = plan_shards(model_config, config.tp_size)
+    attention = settle_backend(args.attention_backend, config, model_config, plan, device)
+    config = replace(config, attention_backend=attention.name)
     buckets = [Bucket(Mode.DECODE, rows, rows, width) for rows in args.rows]
     buckets += [Bucket(Mode.EXTEND, tokens, 1, width) for tokens in args.tokens]
     runner = build_runner(
@@ -106,6 +120,7 @@ def main() -> None:
     parser.add_argument("--model-path", default=None, help="default: the demo model")
     parser.add_argument("--load-format", default="auto")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--attention-backend", default="auto", choices=ATTENTION_BACKENDS)
     parser.add_argument("--rows", type=int, nargs="*", default=[2, 8, 32])
     parser.add_argument("--tokens", type=int, nargs="*", default=[], help="EXTEND buckets")
     parser.add_argument("--context", type=int, default=200, help="tokens of a DECODE row")

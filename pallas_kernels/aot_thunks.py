@@ -17,7 +17,6 @@ COMMAND_BUFFER = "kCommandBuffer"  # one CUDA graph
 WHILE = "kWhile"
 CONDITIONAL = "kConditional"
 COPY = "kCopy"
-CUSTOM_CALL = "kCustomCall"
 _LAUNCH_NOTHING = (COMMAND_BUFFER, WHILE, CONDITIONAL, "kSequential", "kAsyncStart", "kAsyncDone")
 
 _LINE = re.compile(r"^(\s*)(\d+): (k\w+)\s+\[[^\]]*\]\s*(\S*)")
