@@ -79,6 +79,17 @@ class StepInputs:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenMasks:
+    """Which tokens some rows of a step may sample; the other rows may sample any.
+
+    Bit ``t % 32`` of word ``t // 32`` is set where token t is allowed.
+    """
+
+    rows: np.ndarray  # i32[n]; rows of the step, each once
+    bits: np.ndarray  # u32[n, ceil(V / 32)]
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What a step sampled.  The logprob arrays are None when no row asked for them."""
 

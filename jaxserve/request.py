@@ -11,8 +11,27 @@ from typing import Literal, NamedTuple
 from jaxserve.errors import InvalidRequestError
 
 MAX_STOP_STRINGS = 32
+MAX_STOP_REGEXES = 32
+MAX_STOP_REGEX_BYTES = 256
 MAX_TOP_LOGPROBS = 20
+MAX_LOGPROB_TOKEN_IDS = 64
 GREEDY_TEMPERATURE = 1e-6
+
+
+GrammarKind = Literal["json_schema", "regex", "ebnf", "structural_tag"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an output must match.
+
+    ``starts_after`` are the token ids that end the reasoning: until the output ends with them,
+    anything may be generated.  Empty: the first token is constrained already.
+    """
+
+    kind: GrammarKind
+    source: str
+    starts_after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +41,9 @@ class SamplingParams:
     ``max_new_tokens=None`` means "to the end of the context".  ``top_k=0`` is off.
     ``seed=None`` lets the engine draw one.  ``num_logprobs=None`` returns no logprobs,
     ``0`` those of the chosen tokens, ``k`` also those of the k most likely tokens.
+    ``logprob_token_ids`` asks at every such position for these tokens' logprobs too.
+    ``prompt_logprobs_start`` asks for logprobs of the prompt's tokens from that position on.
+    ``stream_interval=None`` leaves it to the server how many tokens make an event.
 
     Raises:
         InvalidRequestError: a value out of its range; the message names the field.
@@ -38,10 +60,15 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    stop_regex: tuple[str, ...] = ()
     ignore_eos: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     num_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
+    prompt_logprobs_start: int | None = None
+    grammar: Grammar | None = None
+    stream_interval: int | None = None
     skip_special_tokens: bool = True
     no_stop_trim: bool = False
 
@@ -64,6 +91,13 @@ class SamplingParams:
             )
         if len(self.stop) > MAX_STOP_STRINGS:
             yield f"at most {MAX_STOP_STRINGS} stop strings are allowed, got {len(self.stop)}"
+        if len(self.stop_regex) > MAX_STOP_REGEXES:
+            yield (
+                f"at most {MAX_STOP_REGEXES} stop_regex patterns are allowed, "
+                f"got {len(self.stop_regex)}"
+            )
+        if self.stream_interval is not None and self.stream_interval < 1:
+            yield f"stream_interval must be at least 1, got {self.stream_interval}."
 
     def _logit_problems(self) -> Iterable[str]:
         if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
@@ -82,6 +116,11 @@ class SamplingParams:
             yield (
                 f"the number of top logprobs must be in [0, {MAX_TOP_LOGPROBS}], "
                 f"got {self.num_logprobs}."
+            )
+        if len(self.logprob_token_ids) > MAX_LOGPROB_TOKEN_IDS:
+            yield (
+                f"token_ids_logprob takes at most {MAX_LOGPROB_TOKEN_IDS} token ids, "
+                f"got {len(self.logprob_token_ids)}."
             )
 
     def _penalty_problems(self) -> Iterable[str]:
@@ -110,11 +149,13 @@ class Request:
     sampling: SamplingParams
     arrival_s: float
     priority: int = 0
+    cache_namespace: str = ""  # prefixes are shared only inside one
 
 
 @dataclass(frozen=True, slots=True)
 class FinishReason:
-    """Why a sequence ended.  ``matched`` is the stop token id or the stop string."""
+    """Why a sequence ended.  ``matched`` is the stop token id, the stop string, or the text that a
+    stop_regex matched."""
 
     type: Literal["stop", "length", "abort"]
     matched: int | str | None = None
@@ -124,17 +165,25 @@ class FinishReason:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log-probability (natural log) of one output token, and of the top-k at its position."""
+    """Log-probability (natural log) of one token, and of others at its position.
+
+    ``logprob`` is None for the very first token of a prompt: nothing comes before it.
+    ``top`` are the most likely tokens, ``of_ids`` those of ``SamplingParams.logprob_token_ids``,
+    both as (token id, logprob).
+    """
 
     token_id: int
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[int, float], ...] = ()
+    of_ids: tuple[tuple[int, float], ...] = ()
 
 
 class TokenOutput(NamedTuple):
     """What one step produced for one request: usually one token, none on an abort.
 
     A tuple: a step makes one per row, and a frozen dataclass takes four times as long to make.
+    ``prompt_logprobs`` come in pieces, in order, with the steps that compute the prompt, in the
+    last step's output at the latest.
     """
 
     rid: str
@@ -143,6 +192,7 @@ class TokenOutput(NamedTuple):
     finish: FinishReason | None = None
     num_cached: int = 0
     num_retractions: int = 0
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Usage(NamedTuple):
@@ -162,6 +212,7 @@ class TextChunk:
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
     finish: FinishReason | None = None
     usage: Usage = field(default_factory=lambda: Usage(0, 0, 0))
     num_retractions: int = 0
