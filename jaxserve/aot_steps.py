@@ -19,6 +19,7 @@ from jaxserve.errors import ConfigError
 from jaxserve.executor.kv_pool import state_specs
 from jaxserve.executor.runner import make_model
 from jaxserve.executor.sharding import Placement
+from jaxserve.executor.slots import slot_bytes
 from jaxserve.executor.step import trace_step
 from jaxserve.model_config import ModelConfig
 from jaxserve.models import Model
@@ -130,7 +131,7 @@ class _Sizes:
     @property
     def _state_bytes(self) -> int:
         pools = 2 * self.config.num_layers * math.prod(self.pool_shape) * DTYPE.itemsize
-        return pools + _num_slots(self.request) * (8 * self.config.vocab_size + 4)
+        return pools + _num_slots(self.request) * slot_bytes(self.config.vocab_size)
 
     @property
     def _kv_token_bytes(self) -> int:

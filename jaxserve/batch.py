@@ -1,6 +1,7 @@
 """The whole contract between scheduler and executor: numpy arrays of the shapes of a Bucket.
 
-Axis letters: T tokens in the step, B rows, W pages per row, V vocabulary, K top logprobs.
+Axis letters: T tokens in the step, B rows, W pages per row, V vocabulary, K top logprobs,
+I = MAX_LOGPROB_TOKEN_IDS.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,12 @@ import numpy as np
 
 NULL_PAGE = 0
 PADDING_SLOT = 0
+MIN_LOGPROB = -9999.0  # what OpenAI's API says for "very unlikely"; -inf is not JSON
+
+# Prompt tokens whose logprobs are computed at once: what bounds the logits in memory.  The small
+# size is for short prompts.
+PROMPT_BLOCK_SIZES = (16, 128)
+MAX_PROMPT_BLOCK = max(PROMPT_BLOCK_SIZES)
 
 
 class Mode(Enum):
@@ -51,8 +58,9 @@ class SamplingArrays:
 class SlotInit:
     """What a slot's past and its fixed logit changes are, when a sequence takes that slot.
 
-    Sent only for sequences with penalties, logit_bias or min_new_tokens; the device keeps
-    the token counts up to date from there on.
+    Sent only for sequences with penalties, logit_bias, min_new_tokens or logprob_ids; the device
+    keeps the token counts up to date from there on.  It counts what it samples: it is sent again
+    when tokens were appended that it did not.
     """
 
     slot: int
@@ -60,6 +68,20 @@ class SlotInit:
     output_ids: tuple[int, ...]
     stop_ids: tuple[int, ...]
     logit_bias: tuple[tuple[int, float], ...]
+    logprob_ids: tuple[int, ...] = ()  # at most I; their logprobs come with every logprob
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBlock:
+    """Tokens of an EXTEND step after each of which the prompt goes on, with a wanted logprob.
+
+    All but a step's last block are full; padding is token 0, target 0, slot 0 and comes last.
+    """
+
+    tokens: np.ndarray  # i32[MAX_PROMPT_BLOCK]; indices into the step's tokens
+    targets: np.ndarray  # i32[MAX_PROMPT_BLOCK]; the prompt's token after each
+    slots: np.ndarray  # i32[MAX_PROMPT_BLOCK]; whose logprob_ids are wanted too
+    size: int  # one of PROMPT_BLOCK_SIZES; only as many are computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +98,7 @@ class StepInputs:
     row_slots: np.ndarray  # i32[B]; padding 0
     sampling: SamplingArrays
     slot_inits: tuple[SlotInit, ...] = ()
+    prompt_blocks: tuple[PromptBlock, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +113,16 @@ class TokenMasks:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Logprobs of the targets of a step's prompt blocks, n in all, blocks one after the other."""
+
+    logprobs: np.ndarray  # f32[n]
+    top_logprobs: np.ndarray  # f32[n, K], most likely first
+    top_token_ids: np.ndarray  # i32[n, K]
+    id_logprobs: np.ndarray  # f32[n, I]
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What a step sampled.  The logprob arrays are None when no row asked for them."""
 
@@ -97,3 +130,5 @@ class StepResult:
     logprobs: np.ndarray | None = None  # f32[B]
     top_logprobs: np.ndarray | None = None  # f32[B, K]
     top_token_ids: np.ndarray | None = None  # i32[B, K]
+    id_logprobs: np.ndarray | None = None  # f32[B, I]; of the slots' logprob_ids
+    prompt: PromptLogprobs | None = None

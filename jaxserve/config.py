@@ -4,6 +4,7 @@ Both are frozen.  ``resolve`` is the only place that fills a ``None`` or an ``"a
 re-reads a flag or the environment after it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from jaxserve.errors import ConfigError
@@ -17,6 +18,9 @@ DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half")
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 SAMPLING_DEFAULTS = ("model", "openai")
 API_COMPATS = ("0.5", "0.3")
+LOG_FORMATS = ("text", "json")
+LOG_REQUESTS_LEVELS = (0, 1, 2, 3)
+GRAMMAR_BACKENDS = ("llguidance", "none")
 CPU_TOKEN_PADDINGS = (32, 128)  # and the chunk size
 CPU_ROW_PADDINGS = (2, 8, 16, 32)  # and the maximum
 # Activations of an extend step are 5 % of an 8B model's weights at 8192 tokens and 1.2 % at 2048,
@@ -25,6 +29,7 @@ CUDA_CHUNK = 2048
 # Widths of page tables, and the maximum: at 256 rows of 131072 tokens a step's table is 8 MB.
 CUDA_TABLE_WIDTHS = (64, 512)
 ATTENTION_BACKENDS = ("auto", "pallas", "xla", "reference")
+SECRETS = ("api_key", "admin_api_key", "ssl_keyfile_password")  # shown as *** everywhere
 HOPPER = "9.0"  # the compute capability that there are kernels for
 
 
@@ -63,6 +68,21 @@ class EngineConfig:
     compilation_cache_dir: str | None = None  # None = the user's cache folder; "" = off
     skip_server_warmup: bool = False
     weight_version: str = "default"
+    grammar_backend: str = "llguidance"
+    constrained_json_whitespace_pattern: str | None = None  # a regex; None = any white space
+    constrained_json_disable_any_whitespace: bool = False
+    grammar_timeout_s: float = 60.0  # how long a request waits for its grammar to be compiled
+    allow_auto_truncate: bool = False  # cut a prompt or an output that does not fit
+    bucket_time_to_first_token: tuple[float, ...] | None = None  # upper bounds, in seconds
+    bucket_inter_token_latency: tuple[float, ...] | None = None
+    bucket_e2e_request_latency: tuple[float, ...] | None = None
+    prompt_tokens_buckets: tuple[float, ...] | None = None  # upper bounds, in tokens
+    generation_tokens_buckets: tuple[float, ...] | None = None
+    extra_metric_labels: Mapping[str, str] | None = None  # on every metric
+    waiting_timeout_s: float | None = None  # from arrival to the first step; None = no limit
+    running_timeout_s: float | None = None  # from the first step to the end; None = no limit
+    enable_priority_scheduling: bool = False  # Request.priority goes before the policy
+    schedule_low_priority_values_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +101,25 @@ class ServerConfig:
     stream_interval: int = 1  # tokens per streamed event
     max_body_bytes: int = 64 * 2**20
     drain_timeout_s: float = 30.0
+    admin_api_key: str | None = None  # opens what controls the server; see server/auth.py
+    reasoning_parser: str | None = None  # name, or "auto": what the chat template tells
+    tool_call_parser: str | None = None  # likewise
+    incremental_streaming_output: bool = False  # events of /generate hold what is new only
+    preferred_sampling_params: Mapping[str, object] | None = None  # /generate's defaults
+    enable_response_store: bool = False  # keep responses of /v1/responses in memory
+    ssl_keyfile: str | None = None  # PEM; with ssl_certfile, serve HTTPS
+    ssl_certfile: str | None = None
+    ssl_keyfile_password: str | None = None
+    log_level_http: str | None = None  # of the access log; None = log_level
+    log_requests: bool = False
+    log_requests_level: int = 2  # 0: ids and counts; 1: and sampling; 2: and text cut; 3: all text
+    log_requests_format: str = "text"
+    fastapi_root_path: str = ""  # the path under which a proxy shows the server
+    disable_openapi_doc: bool = False
+    health_check_timeout_s: float = 20.0  # of /health_generate
+    profile_dir: str | None = None  # where /start_profile writes, unless it says; None = a temp dir
+    default_chat_template_kwargs: Mapping[str, object] | None = None  # a request's own win
+    stream_response_default_include_usage: bool = False  # as if stream_options asked for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +192,7 @@ def _check(config: EngineConfig, model: ModelConfig) -> None:
     _one_of("--dtype", config.dtype, DTYPES)
     _one_of("--load-format", config.load_format, LOAD_FORMATS)
     _one_of("--attention-backend", config.attention_backend, ATTENTION_BACKENDS)
+    _one_of("--grammar-backend", config.grammar_backend, GRAMMAR_BACKENDS)
     if config.page_size < 1 or config.page_size & (config.page_size - 1):
         raise ConfigError(f"--page-size must be a power of two, got {config.page_size}")
     if config.context_length is not None and not 1 <= config.context_length <= model.context_len:

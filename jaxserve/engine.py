@@ -1,73 +1,43 @@
 """The engine thread: mailbox → plan → launch → deliver the step before.
 
 Callers live on event loops; the engine lives on one thread of its own.  What crosses the border
-are frozen records: ``Request`` in, ``TokenOutput`` out, so that the border could become a
-process's.  Nothing but this file would change.
+are frozen records, ``Request`` in and ``TokenOutput`` out, and calls whose answers are futures.
 """
 
 import asyncio
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
-from jaxserve.config import CUDA_TABLE_WIDTHS, EngineConfig, resolve
-from jaxserve.engine_report import EngineReport
-from jaxserve.errors import EngineDeadError, JaxserveError
-from jaxserve.executor import (
-    ModelRunner,
-    PendingStep,
-    build_runner,
-    device_info,
-    enable_compilation_cache,
-    keep_freed_memory,
-    make_model,
-    plan_memory,
-    settle_backend,
+from jaxserve.config import EngineConfig
+from jaxserve.constrained import Matcher
+from jaxserve.constraints import Constraints
+from jaxserve.engine_mailbox import (
+    Abort,
+    Call,
+    Deliver,
+    Message,
+    Stop,
+    Submit,
+    Subscription,
 )
-from jaxserve.metrics import EngineStats, Metrics
-from jaxserve.model_config import ModelConfig
-from jaxserve.request import FinishReason, Request, TokenOutput
-from jaxserve.scheduler import BatchPlan, Scheduler, SchedulerConfig, make_buckets
-from jaxserve.weights import ModelSource
+from jaxserve.engine_report import EngineReport
+from jaxserve.engine_stats import EngineStats
+from jaxserve.errors import EngineDeadError, JaxserveError
+from jaxserve.executor import ModelRunner, PendingStep, Profiler
+from jaxserve.request import FinishReason, PauseMode, Request, TokenOutput
+from jaxserve.request_clock import RequestClock
+from jaxserve.scheduler import BatchPlan, Scheduler
+from jaxserve.step_times import StepTimes
 
 logger = logging.getLogger(__name__)
 
-Deliver = Callable[[TokenOutput], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Subscription:
-    """Who wants a sequence's outputs, and on which loop."""
-
-    deliver: Deliver
-    loop: asyncio.AbstractEventLoop
-
-
-@dataclass(frozen=True, slots=True)
-class _Submit:
-    request: Request
-    subscription: _Subscription
-
-
-@dataclass(frozen=True, slots=True)
-class _Abort:
-    rid: str
-
-
-@dataclass(frozen=True, slots=True)
-class _FlushCache:
-    done: Future[bool]
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    pass
-
-
-_Message = _Submit | _Abort | _FlushCache | _Stop
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +46,41 @@ class _Launched:
 
     plan: BatchPlan
     step: PendingStep
+    launched_s: float
 
 
 class Engine:
     """Owns the scheduler, the runner and the thread that drives them.
 
-    ``submit``, ``abort`` and ``flush_cache`` may be called from any thread and never block.
+    Its methods may be called from any thread and never block, except ``shutdown``.  Those that
+    return a future are carried out between two steps.
     """
 
     def __init__(
         self,
         scheduler: Scheduler,
         runner: ModelRunner,
-        metrics: Metrics,
+        constraints: Constraints,
+        report: EngineReport,
+        times: StepTimes,
         *,
         config: EngineConfig,
-        max_total_num_tokens: int,
     ) -> None:
         self.config = config
-        self.max_total_num_tokens = max_total_num_tokens
         self.error: BaseException | None = None
         self._scheduler = scheduler
         self._runner = runner
-        self._mailbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
-        self._subscriptions: dict[str, _Subscription] = {}
-        self._report = EngineReport(scheduler, metrics, config, max_total_num_tokens)
+        self._constraints = constraints
+        self._report = report
+        self._times = times
+        self._clock = RequestClock(config.waiting_timeout_s, config.running_timeout_s)
+        self._profiler = Profiler()
+        self._mailbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._subscriptions: dict[str, Subscription] = {}
+        self._pending: _Launched | None = None
+        self._is_paused = False
         self._is_stopping = False
-        self._lock = threading.Lock()  # a submit is either in the mailbox or refused at death
+        self._lock = threading.Lock()  # a message is either in the mailbox or refused at death
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._thread.start()
 
@@ -112,49 +90,95 @@ class Engine:
         return self.error is None and not self._is_stopping
 
     @property
+    def is_paused(self) -> bool:
+        """No step is planned until ``resume``."""
+        return self._is_paused
+
+    @property
+    def max_total_num_tokens(self) -> int:
+        """Capacity of the KV pool."""
+        return self._report.stats.max_total_num_tokens
+
+    @property
     def num_recompiles(self) -> int:
         """Programs compiled since warm-up ended; each one is a defect."""
         return self._runner.compile_counter.since_freeze
 
-    def submit(self, request: Request, deliver: Deliver) -> None:
+    def submit(self, request: Request, deliver: Deliver, constraint: Matcher | None = None) -> None:
         """Queue a request; call it on the event loop that ``deliver`` is to be called on.
 
         ``deliver`` gets the outputs in order, those of all rows of a step in one loop callback;
         the last one has a ``finish``.  What the scheduler refuses arrives as an abort with the
         status code and message of the error.
 
+        Args:
+            constraint: decides which tokens may come; the engine thread uses it from now on.
+
         Raises:
             EngineDeadError: the engine has stopped.
         """
-        subscription = _Subscription(deliver, asyncio.get_running_loop())
+        subscription = Subscription(deliver, asyncio.get_running_loop())
         with self._lock:
             if not self.is_alive:
                 raise EngineDeadError(self._death_message())
-            self._mailbox.put(_Submit(request, subscription))
+            self._mailbox.put(Submit(request, subscription, constraint))
 
     def abort(self, rid: str) -> None:
         """End a sequence; idempotent.  If it was alive, its last output says so."""
-        self._mailbox.put(_Abort(rid))
+        self._mailbox.put(Abort(rid))
 
     def flush_cache(self) -> Future[bool]:
         """Forget all cached prefixes; False when anything is running or waiting."""
-        done: Future[bool] = Future()
-        done.set_running_or_notify_cancel()  # a caller that goes away must not cancel it
-        with self._lock:
-            if self.is_alive:
-                self._mailbox.put(_FlushCache(done))
-            else:
-                done.set_exception(EngineDeadError(self._death_message()))
-        return done
+        return self._ask(self._scheduler.flush_cache)
+
+    def pause(self, mode: PauseMode) -> Future[int]:
+        """Plan no steps until ``resume``; requests that come meanwhile wait.
+
+        ``abort`` ends every sequence, ``retract`` puts the running ones back into the queue and
+        frees their KV, ``in_place`` lets them stand as they are.
+
+        Returns:
+            How many sequences were ended, put back, or stand.
+        """
+        return self._ask(lambda: self._pause(mode))
+
+    def resume(self) -> Future[None]:
+        """Undo ``pause``.  Idempotent."""
+        return self._ask(self._resume)
+
+    def start_profile(
+        self,
+        output_dir: str | None = None,
+        num_steps: int | None = None,
+        start_step: int | None = None,
+    ) -> Future[None]:
+        """Trace device and host; see ``Profiler.start``, whose errors the future raises."""
+        return self._ask(lambda: self._profiler.start(output_dir, num_steps, start_step))
+
+    def stop_profile(self) -> Future[None]:
+        """End the trace and write it; see ``Profiler.stop``."""
+        return self._ask(self._profiler.stop)
 
     def stats(self) -> EngineStats:
-        """The state after the last step, without taking a lock."""
+        """The state after the last step or a little earlier, without taking a lock."""
         return self._report.stats
 
     def shutdown(self) -> None:
         """Stop the thread; sequences that are alive get an abort.  Idempotent."""
-        self._mailbox.put(_Stop())
+        self._mailbox.put(Stop())
         self._thread.join()
+
+    def _ask(self, action: Callable[[], T]) -> Future[T]:
+        done: Future[T] = Future()
+        done.set_running_or_notify_cancel()  # a caller that goes away must not cancel it
+        with self._lock:
+            if self.is_alive:
+                self._mailbox.put(Call(action, done))
+            else:
+                done.set_exception(EngineDeadError(self._death_message()))
+        return done
+
+    # ---- the thread ----------------------------------------------------------------------
 
     def _main(self) -> None:
         try:
@@ -166,66 +190,134 @@ class Engine:
             self._close(None)
 
     def _run(self) -> None:
-        pending: _Launched | None = None
-        while True:
-            self._read_mailbox(block=pending is None and not self._scheduler.has_work)
-            if self._is_stopping:
-                return
-            plan = self._scheduler.schedule()
-            launched = _Launched(plan, self._runner.launch(plan.inputs)) if plan else None
-            if plan is not None:
-                self._report.launched(plan)
-            elif pending is None and self._scheduler.has_work:
-                raise RuntimeError("the scheduler has work and plans none of it")
-            if self.config.disable_overlap_schedule and launched is not None:
-                self._finish_step(launched)
-                launched = None
-            if pending is not None:  # overlaps with the step just launched
-                self._finish_step(pending)
-            pending = launched
+        while not self._is_stopping:
+            is_idle = self._is_paused or not self._scheduler.has_work
+            self._read_mailbox(block=is_idle and self._pending is None)
+            if not self._is_stopping:
+                self._turn()
 
-    def _finish_step(self, launched: _Launched) -> None:
-        result = launched.step.fetch()
-        outputs = self._scheduler.process(launched.plan, result)
-        self._report.finished(launched.plan, len(outputs))
+    def _turn(self) -> None:
+        """Launch the next step and settle the one before, which overlaps with it if it can."""
+        outputs = self._end_late()
+        pending = self._pending
+        if pending is not None and self._must_know(pending.plan):
+            outputs += self._settle(pending, is_alone=True)
+            pending = None
+        launched = None if self._is_paused else self._launch(outputs)
+        if pending is not None:
+            outputs += self._settle(pending)
+        elif launched is None and self._scheduler.has_work and not self._is_paused:
+            raise RuntimeError("the scheduler has work and plans none of it")
+        self._pending = launched
         self._deliver(outputs)
+
+    def _must_know(self, plan: BatchPlan) -> bool:
+        return self.config.disable_overlap_schedule or self._constraints.waits_for(plan)
+
+    def _launch(self, outputs: list[TokenOutput]) -> _Launched | None:
+        start_s = time.perf_counter()
+        plan = self._scheduler.schedule()
+        if plan is None:
+            return None
+        masks, aborted = self._constraints.masks(plan)
+        outputs += aborted
+        if plan.num_new_sequences:
+            self._clock.started(seq.rid for seq in plan.rows)
+        self._profiler.launching()
+        planned_s = time.perf_counter()
+        step = self._runner.launch(plan.inputs, masks)
+        self._report.launched(plan, planned_s - start_s, self.num_recompiles)
+        return _Launched(plan, step, planned_s)
+
+    def _settle(self, launched: _Launched, *, is_alone: bool = False) -> list[TokenOutput]:
+        """Wait for a step and take in its tokens; ``is_alone``: no other one is on the device."""
+        self._pending = None
+        result = launched.step.fetch()
+        fetched_s = time.perf_counter()
+        if is_alone:
+            self._times.record(launched.plan.inputs.bucket, fetched_s - launched.launched_s)
+        outputs = self._scheduler.process(launched.plan, result)
+        outputs = self._constraints.follow(outputs)
+        self._report.finished(launched.plan, outputs, launched.launched_s, fetched_s)
+        self._profiler.finished()
+        return outputs
+
+    def _end_late(self) -> list[TokenOutput]:
+        late = (self._scheduler.abort(rid, reason) for rid, reason in self._clock.late())
+        return [output for output in late if output is not None]
 
     def _read_mailbox(self, *, block: bool) -> None:
         if block:
             self._report.idle()
-            self._handle(self._mailbox.get())
+            message = self._mailbox.get()
+            self._report.woken()
+            self._handle(message)
         while not self._mailbox.empty():
             self._handle(self._mailbox.get())
 
-    def _handle(self, message: _Message) -> None:
+    def _handle(self, message: Message) -> None:
         match message:
-            case _Submit(request, subscription):
-                self._add(request, subscription)
-            case _Abort(rid):
-                output = self._scheduler.abort(rid)
-                if output is not None:
-                    self._report.refresh()
-                    self._deliver([output])
-            case _FlushCache(done):
-                is_flushed = self._scheduler.flush_cache()
+            case Submit():
+                self._add(message)
+            case Abort(rid):
+                self._abort(rid)
+            case Call():
+                message.answer()
                 self._report.refresh()
-                done.set_result(is_flushed)
-            case _Stop():
+            case Stop():
                 self._is_stopping = True
 
-    def _add(self, request: Request, subscription: _Subscription) -> None:
-        self._subscriptions[request.rid] = subscription
+    def _add(self, message: Submit) -> None:
+        request = message.request
+        self._subscriptions[request.rid] = message.subscription
         try:
-            self._scheduler.add(request)
+            displaced = self._scheduler.add(request)
         except JaxserveError as error:
             self._deliver([_refusal(request.rid, str(error), error.status)])
+            return
+        self._deliver([] if displaced is None else [displaced])
+        self._clock.added(request.rid, request.arrival_s)
+        if message.constraint is not None:
+            forced = self._constraints.add(request, message.constraint)
+            self._report.count(forced)
+            self._deliver(forced)
+
+    def _abort(self, rid: str) -> None:
+        output = self._scheduler.abort(rid)
+        if output is not None:
+            self._report.refresh()
+            self._deliver([output])
+
+    def _pause(self, mode: PauseMode) -> int:
+        if self._pending is not None:
+            self._deliver(self._settle(self._pending))
+        self._is_paused = True
+        self._clock.stop()
+        self._report.is_paused = True
+        match mode:
+            case "abort":
+                rids = list(self._subscriptions)
+                for rid in rids:
+                    self._abort(rid)
+                return len(rids)
+            case "retract":
+                return self._scheduler.retract_all()
+            case "in_place":
+                return self._scheduler.num_running
+
+    def _resume(self) -> None:
+        self._is_paused = False
+        self._clock.go_on()
+        self._report.is_paused = False
 
     def _deliver(self, outputs: list[TokenOutput]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Deliver, TokenOutput]]] = {}
+        if self._clock.has_started:
+            outputs = [self._clock.stamped(output) for output in outputs]
         for output in outputs:
             subscription = self._subscriptions[output.rid]
             if output.finish is not None:
-                del self._subscriptions[output.rid]
+                self._forget(output.rid)
             by_loop.setdefault(subscription.loop, []).append((subscription.deliver, output))
         for loop, deliveries in by_loop.items():
             try:
@@ -234,7 +326,12 @@ class Engine:
                 for _, output in deliveries:
                     if output.finish is None:
                         self._scheduler.abort(output.rid)
-                        self._subscriptions.pop(output.rid, None)
+                        self._forget(output.rid)
+
+    def _forget(self, rid: str) -> None:
+        self._subscriptions.pop(rid, None)
+        self._constraints.drop(rid)
+        self._clock.ended(rid)
 
     def _close(self, error: BaseException | None) -> None:
         """Refuse what is in the mailbox, end what is alive, and never continue.
@@ -248,9 +345,9 @@ class Engine:
         message = self._death_message()
         while not self._mailbox.empty():
             late = self._mailbox.get()
-            if isinstance(late, _Submit):
+            if isinstance(late, Submit):
                 self._subscriptions[late.request.rid] = late.subscription
-            elif isinstance(late, _FlushCache):
+            elif isinstance(late, Call):
                 late.done.set_exception(EngineDeadError(message))
         self._deliver([_refusal(rid, message, status) for rid in list(self._subscriptions)])
         self._runner.close()
@@ -272,59 +369,3 @@ def _refusal(rid: str, message: str, status: int) -> TokenOutput:
 def _call_all(deliveries: list[tuple[Deliver, TokenOutput]]) -> None:
     for deliver, output in deliveries:
         deliver(output)
-
-
-def build_engine(
-    config: EngineConfig, source: ModelSource, model_config: ModelConfig, metrics: Metrics
-) -> Engine:
-    """Resolve the config for this device, plan its memory, load, compile, start.
-
-    Raises:
-        ConfigError: a flag that this model or device cannot be served with.
-        WeightLoadError: the checkpoint does not fit the model.
-        DeviceHangError: the device does not answer.
-    """
-    cache_dir = enable_compilation_cache(config.compilation_cache_dir)
-    device = device_info(config.tp_size)
-    if device.platform == "cpu":
-        keep_freed_memory()
-    asked = config.attention_backend
-    config = resolve(config, model_config, device)
-    model = make_model(config, model_config, device.platform)
-    attention = settle_backend(asked, config, model_config, model.plan, device)
-    config = replace(config, attention_backend=attention.name)
-    assert config.context_length and config.chunked_prefill_size
-    assert config.max_running_requests and config.prefill_max_requests
-    memory = plan_memory(
-        config,
-        model_config,
-        weight_bytes=model.num_bytes,
-        free_bytes=device.free_bytes,
-        platform=device.platform,
-    )
-    buckets = make_buckets(
-        chunked_prefill_size=config.chunked_prefill_size,
-        max_running_requests=config.max_running_requests,
-        prefill_max_requests=config.prefill_max_requests,
-        max_pages_per_row=-(-config.context_length // config.page_size),
-        pages_per_row=() if device.platform == "cpu" else CUDA_TABLE_WIDTHS,
-        extend_tokens=config.precompile_token_paddings,
-        decode_rows=config.precompile_bs_paddings,
-    )
-    logger.info("device: %s, %s; attention: %s (%s)", device.platform, device.name,
-                attention.name, attention.reason)  # fmt: skip
-    logger.info("memory plan: %s", memory)
-    logger.info("buckets: extend tokens %s x %d rows, decode rows %s, table widths %s; "
-                "compilation cache: %s", buckets.extend_tokens, buckets.extend_rows,
-                buckets.decode_rows, buckets.pages_per_row, cache_dir or "off")  # fmt: skip
-    runner = build_runner(
-        config, model_config, source, device, num_pages=memory.num_pages, buckets=buckets.all()
-    )
-    metrics.compiled(runner.num_buckets, runner.compile_s)
-    scheduler = Scheduler(
-        SchedulerConfig.from_engine(config),
-        num_pages=memory.num_pages,
-        buckets=buckets,
-        eos_token_ids=model_config.eos_token_ids,
-    )
-    return Engine(scheduler, runner, metrics, config=config, max_total_num_tokens=memory.num_tokens)

@@ -4,6 +4,7 @@
     ├── InvalidRequestError        400   the request can never succeed as it is written
     │   ├── ContextLengthError     400   prompt (or prompt + max_new_tokens) exceeds the context
     │   └── UnsupportedFeatureError 400  a known field whose value needs something not built
+    ├── GrammarError               400   an output cannot be continued as its grammar demands
     ├── ModelNotFoundError         404   no such model path, hub id or served model
     ├── OverloadedError            503   the queue is full; try again later
     ├── KVCacheFullError           503   one sequence alone does not fit in the KV pool
@@ -35,6 +36,12 @@ class ContextLengthError(InvalidRequestError):
 
 class UnsupportedFeatureError(InvalidRequestError):
     """A field of the API that is known and not implemented, with a value that needs it."""
+
+
+class GrammarError(JaxserveError):
+    """A grammar that became too complex to follow, or a token that it does not allow."""
+
+    status = 400
 
 
 class ModelNotFoundError(JaxserveError):

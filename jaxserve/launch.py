@@ -19,7 +19,7 @@ from functools import partial
 
 from aiohttp import web
 
-from jaxserve.config import EngineConfig, ServerConfig
+from jaxserve.config import SECRETS, EngineConfig, ServerConfig
 from jaxserve.errors import (
     ConfigError,
     DeviceHangError,
@@ -27,11 +27,12 @@ from jaxserve.errors import (
     InvalidRequestError,
     JaxserveError,
 )
-from jaxserve.flags import parse_flags
+from jaxserve.flags import hide_secrets, parse_flags
 from jaxserve.request import SamplingParams
 from jaxserve.server.app import AccessLogger, make_app
 from jaxserve.server.service import TextService
 from jaxserve.server.state import STATE, ServerState
+from jaxserve.server.tls import make_tls_context
 from jaxserve.xla_flags import set_for_serving
 
 logger = logging.getLogger("jaxserve.launch")  # run with -m, __name__ is "__main__"
@@ -46,10 +47,10 @@ BuildLLM = Callable[[EngineConfig], TextService]
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal; return the exit status."""
     engine_config, server_config = parse_flags(argv)
-    _set_up_logging(server_config.log_level)
+    _set_up_logging(server_config)
     set_for_serving(engine_config.tp_size)  # XLA reads them once, when jax starts
     try:
-        build_llm = partial(_build_llm, served_model_name=server_config.served_model_name)
+        build_llm = partial(_build_llm, server_config=server_config)
         return asyncio.run(serve(engine_config, server_config, build_llm))
     except JaxserveError as error:
         print(f"jaxserve: error: {error}", file=sys.stderr, flush=True)
@@ -73,7 +74,7 @@ async def serve(
     logger.info("server_args=%s", _server_args(engine_config, server_config))
     app = make_app(None, server_config)
     state = app[STATE]
-    state.launch_command = shlex.join(sys.argv)
+    state.launch_command = shlex.join(hide_secrets(sys.argv))
     runner = web.AppRunner(
         app,
         handler_cancellation=True,
@@ -97,8 +98,9 @@ async def serve(
 
 async def _bind(runner: web.AppRunner, config: ServerConfig) -> str:
     """Listen; return the URL."""
+    tls = make_tls_context(config)
     try:
-        await web.TCPSite(runner, config.host, config.port).start()
+        await web.TCPSite(runner, config.host, config.port, ssl_context=tls).start()
     except OSError as error:
         where = f"--host {config.host} --port {config.port}"
         if error.errno == errno.EADDRINUSE:
@@ -107,7 +109,7 @@ async def _bind(runner: web.AppRunner, config: ServerConfig) -> str:
             ) from None
         raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from None
     host, port = runner.addresses[0][:2]
-    return f"http://{host}:{port}"
+    return f"{'http' if tls is None else 'https'}://{host}:{port}"
 
 
 def _watch_signals() -> asyncio.Event:
@@ -141,10 +143,15 @@ async def _build(
     return building.result()
 
 
-def _build_llm(engine_config: EngineConfig, served_model_name: str | None) -> TextService:
+def _build_llm(engine_config: EngineConfig, server_config: ServerConfig) -> TextService:
     from jaxserve.llm import LLM  # imports jax: seconds, during which the port answers already
 
-    return LLM(config=engine_config, served_model_name=served_model_name)
+    return LLM(
+        config=engine_config,
+        served_model_name=server_config.served_model_name,
+        reasoning_parser=server_config.reasoning_parser,
+        tool_call_parser=server_config.tool_call_parser,
+    )
 
 
 async def _make_ready(state: ServerState, llm: TextService, start_s: float, address: str) -> None:
@@ -156,13 +163,15 @@ async def _make_ready(state: ServerState, llm: TextService, start_s: float, addr
         config.max_running_requests,
         info.context_len,
     )
+    warming_up_s = time.monotonic()
     if not config.skip_server_warmup:
         await _warm_up(llm)
+    warm_up_s = time.monotonic() - warming_up_s
     # What exists now lives as long as the process: no collection need ever walk it again.
     gc.collect()
     gc.freeze()
     state.startup_s = time.monotonic() - start_s
-    llm.metrics.started(state.startup_s)
+    llm.metrics.started(state.startup_s, warm_up_s=warm_up_s, context_len=info.context_len)
     state.ready(llm)
     logger.info("INFO:     jaxserve running on %s (Press CTRL+C to quit)", address)
     logger.info("The server is fired up and ready to roll!")
@@ -211,20 +220,23 @@ async def _drain(state: ServerState, llm: TextService) -> None:
 
 def _server_args(engine_config: EngineConfig, server_config: ServerConfig) -> str:
     values = asdict(engine_config) | asdict(server_config)
-    if server_config.api_key is not None:
-        values["api_key"] = "***"
+    for name in SECRETS:
+        if values[name] is not None:
+            values[name] = "***"
     shown = ", ".join(f"{name}={value!r}" for name, value in values.items())
     return f"ServerArgs({shown})"
 
 
-def _set_up_logging(level: str) -> None:
+def _set_up_logging(config: ServerConfig) -> None:
     logging.basicConfig(
         level=logging.WARNING,
         format="[%(asctime)s] %(message)s",
         datefmt="%Y-%m-%d %H:%M:%S",
         force=True,
     )
-    logging.getLogger("jaxserve").setLevel(level.upper())
+    logging.getLogger("jaxserve").setLevel(config.log_level.upper())
+    if config.log_level_http is not None:
+        logging.getLogger("jaxserve.access").setLevel(config.log_level_http.upper())
 
 
 if __name__ == "__main__":

@@ -5,35 +5,36 @@ The asynchronous half (``submit`` and the streams it returns) is what the server
 """
 
 import asyncio
-import itertools
-import operator
 import random
-import reprlib
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
+from jaxserve.admission import checked_ids, settled
 from jaxserve.config import EngineConfig
-from jaxserve.errors import (
-    ConfigError,
-    ContextLengthError,
-    InvalidRequestError,
-    JaxserveError,
-)
+from jaxserve.constrained import Matcher
+from jaxserve.errors import ConfigError, InvalidRequestError
 from jaxserve.loop_thread import LoopThread
 from jaxserve.metrics import EngineStats, Metrics
 from jaxserve.model_parts import ModelInfo, ModelParts, load_model
 from jaxserve.offline import Prompt, Sampling, calls_of, final_bodies, growing_bodies
-from jaxserve.request import Request, SamplingParams
-from jaxserve.text import Detokenizer, render_chat
+from jaxserve.open_streams import OpenStreams
+from jaxserve.request import (
+    PAUSE_MODES,
+    Grammar,
+    PauseMode,
+    Request,
+    SamplingParams,
+    SessionParams,
+)
+from jaxserve.sessions import SessionStore
+from jaxserve.text import render_chat
 from jaxserve.text_stream import TextStream
 
 DEFAULT_MAX_NEW_TOKENS = SamplingParams().max_new_tokens
 INLINE_CHARS = 4096  # longer texts are tokenized off the event loop: about 1 ms of work
-MAX_ABS_LOGIT_BIAS = 3.0e38  # what a float32 holds
 
 
 class LLM:
@@ -48,6 +49,9 @@ class LLM:
         model_path: a checkpoint folder, a .gguf file or a hub id; None for the demo model.
         config: all settings at once, instead of single ones.
         served_model_name: what metrics and clients call the model.
+        reasoning_parser: how its output marks reasoning: a name of ``parsers``, "auto" to tell
+            from the chat template, None for not at all.
+        tool_call_parser: how its output marks tool calls, likewise.
         **engine_config_fields: single fields of ``EngineConfig``.
 
     Raises:
@@ -60,6 +64,8 @@ class LLM:
         *,
         config: EngineConfig | None = None,
         served_model_name: str | None = None,
+        reasoning_parser: str | None = None,
+        tool_call_parser: str | None = None,
         **engine_config_fields: Any,
     ) -> None:
         if config is None:
@@ -69,7 +75,13 @@ class LLM:
                 "give either config or single settings, not both; "
                 "dataclasses.replace(config, …) changes some of a config's fields"
             )
-        self._wire(load_model(config, served_model_name))
+        parts = load_model(
+            config,
+            served_model_name,
+            reasoning_parser=reasoning_parser,
+            tool_call_parser=tool_call_parser,
+        )
+        self._wire(parts)
 
     @classmethod
     def from_parts(cls, parts: ModelParts) -> Self:
@@ -85,19 +97,29 @@ class LLM:
         self._engine = parts.engine
         self._tokenizer = parts.tokenizer
         self._random = random.Random(parts.config.random_seed)
-        self._serial = itertools.count()
-        self._open: dict[str, TextStream] = {}
+        self._token_texts: dict[int, str] = {}
+        self._grammars = parts.grammars
+        self._num_compiling = 0  # requests whose grammar is being compiled
+        self._sessions = SessionStore()
+        self._streams = OpenStreams(
+            parts.engine, parts.tokenizer, parts.metrics, on_end=self._sessions.ended
+        )
         self._background = LoopThread("jaxserve-generate")
 
     # --- text ---
 
-    async def tokenize(self, text: str) -> tuple[int, ...]:
-        """Token ids of ``text`` as a prompt: with BOS where the model has one.
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Token ids of ``text``: as a prompt, with BOS where the model has one, or without.
 
         Raises:
             ContextLengthError: the text is so long that it need not be read.
         """
-        encode = partial(self._tokenizer.encode, text, max_tokens=self.info.max_seq_len)
+        encode = partial(
+            self._tokenizer.encode,
+            text,
+            add_special_tokens=add_special_tokens,
+            max_tokens=None if self.config.allow_auto_truncate else self.info.max_seq_len,
+        )
         return tuple(encode() if len(text) <= INLINE_CHARS else await asyncio.to_thread(encode))
 
     async def render_chat(
@@ -107,6 +129,7 @@ class LLM:
         tools: list[dict[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         continue_final_message: bool = False,
+        add_generation_prompt: bool = True,
     ) -> tuple[int, ...]:
         """Prompt ids of a conversation, by the model's chat template.
 
@@ -121,17 +144,25 @@ class LLM:
             tools=tools,
             chat_template_kwargs=chat_template_kwargs,
             continue_final_message=continue_final_message,
+            add_generation_prompt=add_generation_prompt,
             max_tokens=self.info.max_seq_len,
         )
         return tuple(render() if num_chars <= INLINE_CHARS else await asyncio.to_thread(render))
 
     def decode_token(self, token_id: int) -> str:
         """The text of one token by itself, special tokens written out."""
-        return self.decode((token_id,))
+        text = self._token_texts.get(token_id)
+        if text is None:  # logprobs of a long prompt name the same tokens over and over
+            text = self._token_texts[token_id] = self.decode((token_id,))
+        return text
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of tokens, special tokens written out."""
-        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of tokens, special tokens written out or left away."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the one token that is written so, such as ``</think>``; else None."""
+        return self._tokenizer.token_id(text)
 
     # --- streams ---
 
@@ -144,6 +175,8 @@ class LLM:
         n: int = 1,
         priority: int = 0,
         clamp_max_new_tokens: bool | None = None,
+        cache_namespace: str = "",
+        session: SessionParams | None = None,
     ) -> list[TextStream]:
         """Start to generate; one stream per sample.  Everything is checked before it returns.
 
@@ -155,54 +188,115 @@ class LLM:
             priority: passed on to the scheduler.
             clamp_max_new_tokens: shorten max_new_tokens to what fits instead of refusing; None
                 does so exactly when it is the default, which nobody asked for.
+            cache_namespace: cached prefixes are shared only with requests of the same.
+            session: the request of an open session that the prompt continues.
 
         Raises:
             ContextLengthError: the prompt, or prompt and output, do not fit.
-            InvalidRequestError: an empty prompt, a token outside the vocabulary, an open rid.
+            InvalidRequestError: an empty prompt, a token outside the vocabulary, an open rid, a
+                grammar or stop_regex that is wrong, a session that is not there.
             OverloadedError: the queue is full.
             EngineDeadError: the engine has stopped.
         """
         arrival_s = time.perf_counter()
         prompt_ids = await self._prompt_ids(prompt)
-        if clamp_max_new_tokens is None:
-            clamp_max_new_tokens = params.max_new_tokens == DEFAULT_MAX_NEW_TOKENS
-        sampling = self._settled(params, len(prompt_ids), clamp_max_new_tokens)
-        rids = self._new_rids(rid, n)
-        streams: list[TextStream] = []
-        try:
-            for index, stream_rid in enumerate(rids):
-                request = Request(
-                    # Unique for ever: a late output of an ended stream never meets a new one
-                    # whose client chose the same rid.
-                    rid=f"{stream_rid}#{next(self._serial)}",
-                    prompt_ids=prompt_ids,
-                    sampling=replace(sampling, seed=_sample_seed(sampling.seed, index)),
-                    arrival_s=arrival_s,
-                    priority=priority,
-                )
-                streams.append(self._start(stream_rid, index, request))
-        except JaxserveError:
-            for stream in streams:
-                stream.close()
-            raise
+        if self.config.allow_auto_truncate:
+            clamp_max_new_tokens = True
+            prompt_ids = prompt_ids[: self.info.max_req_input_len]
+        matchers = await self._matchers(params.grammar, n)
+        # No await from here on: what is checked now holds until the streams exist.
+        continuation = None
+        if session is not None:
+            bos_token_id = self._tokenizer.bos_token_id
+            continuation = self._sessions.continued(session, prompt_ids, bos_token_id)
+            prompt_ids = checked_ids(continuation.prompt_ids, self.info.vocab_size)
+        template = Request(
+            rid="",
+            prompt_ids=prompt_ids,
+            sampling=self._settled(params, len(prompt_ids), clamp_max_new_tokens),
+            arrival_s=arrival_s,
+            priority=priority,
+            cache_namespace=cache_namespace,
+        )
+        streams = self._streams.start(rid, template, matchers)
+        if continuation is not None:
+            self._sessions.add(continuation, streams)
         return streams
 
     def abort(self, rid_prefix: str) -> None:
         """Stop every open stream whose rid starts so; unknown ones are ignored."""
         if rid_prefix:
-            self._abort_where(rid_prefix)
+            self._streams.abort(rid_prefix)
 
     def abort_all(self) -> None:
         """Stop every open stream."""
-        self._abort_where("")
+        self._streams.abort("")
 
     async def flush_cache(self) -> bool:
         """Empty the prefix cache; False, and nothing done, while anything runs or waits."""
         return await asyncio.wrap_future(self._engine.flush_cache())
 
+    async def pause(self, mode: PauseMode) -> int:
+        """Plan no more steps; return how many sequences were aborted or retracted.
+
+        ``abort`` ends them all, ``retract`` puts what runs back into the queue and frees its KV,
+        ``in_place`` freezes it.  Requests that come meanwhile wait.
+
+        Raises:
+            InvalidRequestError: no such mode.
+        """
+        if mode not in PAUSE_MODES:
+            raise InvalidRequestError(f"mode must be one of {', '.join(PAUSE_MODES)}; got {mode!r}")
+        return await asyncio.wrap_future(self._engine.pause(mode))
+
+    async def resume(self) -> None:
+        """Undo ``pause``; nothing if nothing is paused."""
+        await asyncio.wrap_future(self._engine.resume())
+
+    @property
+    def is_paused(self) -> bool:
+        """True from ``pause`` to ``resume``."""
+        return self._engine.is_paused
+
+    def open_session(
+        self, capacity: int, *, session_id: str | None = None, timeout_s: float | None = None
+    ) -> str:
+        """Open a session and return its id; see ``SessionStore.open``."""
+        return self._sessions.open(capacity, session_id, timeout_s)
+
+    def close_session(self, session_id: str) -> None:
+        """Forget a session; what it runs goes on.  Idempotent."""
+        self._sessions.close(session_id)
+
+    async def start_profile(
+        self,
+        output_dir: str | None = None,
+        *,
+        num_steps: int | None = None,
+        start_step: int | None = None,
+    ) -> None:
+        """Trace the device; see ``Engine.start_profile``."""
+        await asyncio.wrap_future(self._engine.start_profile(output_dir, num_steps, start_step))
+
+    async def stop_profile(self) -> None:
+        """End the trace and write it."""
+        await asyncio.wrap_future(self._engine.stop_profile())
+
     def stats(self) -> EngineStats:
-        """The engine's latest numbers."""
-        return self._engine.stats()
+        """The engine's latest numbers, and those of the grammars."""
+        stats = self._engine.stats()
+        if self._grammars is None:
+            return stats
+        grammars = self._grammars.stats()
+        return replace(
+            stats,
+            num_grammar_queue=self._num_compiling,
+            num_grammars_total=grammars.num_compiled,
+            num_grammar_cache_hits_total=grammars.num_cache_hits,
+            num_grammar_aborts_total=grammars.num_failed,
+            num_grammar_timeouts_total=grammars.num_timeouts,
+            grammar_s_total=grammars.compile_s,
+        )
 
     @property
     def is_healthy(self) -> bool:
@@ -212,7 +306,7 @@ class LLM:
     @property
     def num_open(self) -> int:
         """Streams that have not finished."""
-        return len(self._open)
+        return len(self._streams)
 
     # --- the blocking façade ---
 
@@ -222,6 +316,7 @@ class LLM:
         sampling_params: Sampling | Sequence[Sampling] = None,
         *,
         stream: bool = False,
+        **options: Any,
     ) -> Any:
         """Generate and wait.
 
@@ -230,6 +325,7 @@ class LLM:
             sampling_params: ``SamplingParams`` or the native API's dict, for all prompts or one
                 per prompt.
             stream: return an iterator instead; each item holds all the text of a stream so far.
+            **options: any of ``offline.OPTIONS``, as /generate takes them: return_logprob, ….
 
         Returns:
             ``{"text", "output_ids", "meta_info"}`` as /generate answers it; a list of them, in
@@ -239,17 +335,18 @@ class LLM:
         Raises:
             JaxserveError: as ``submit``, or the engine gave a sequence up.
         """
-        calls, is_list = calls_of(prompts, sampling_params)
-        version = self.info.weight_version
+        calls = calls_of(prompts, sampling_params, options)
         if stream:
-            return self._background.iterate(growing_bodies(self.submit, calls, is_list, version))
-        bodies = self._background.run(final_bodies(self.submit, calls, version))
-        return bodies if is_list else bodies[0]
+            return self._background.iterate(growing_bodies(self, calls))
+        bodies = self._background.run(final_bodies(self, calls))
+        return bodies if calls.is_list else bodies[0]
 
     def shutdown(self) -> None:
         """Stop the engine and give the device back.  Idempotent."""
         self._engine.shutdown()  # first: it ends the streams that a generate() may still wait for
         self._background.stop()
+        if self._grammars is not None:
+            self._grammars.close()
 
     def __enter__(self) -> Self:
         return self
@@ -260,115 +357,32 @@ class LLM:
     # --- inside ---
 
     async def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
-        if isinstance(prompt, str):
-            prompt_ids = await self.tokenize(prompt)
-        else:
-            prompt_ids = _checked_ids(prompt)
-        if not prompt_ids:
-            raise InvalidRequestError("input_ids cannot be empty.")
-        vocab_size = self.info.vocab_size
-        for token_id in (min(prompt_ids), max(prompt_ids)):
-            if not 0 <= token_id < vocab_size:
-                raise InvalidRequestError(
-                    f"input_ids contains out-of-vocabulary token id {token_id}; "
-                    f"valid range is [0, {vocab_size})."
-                )
-        return prompt_ids
+        token_ids = await self.encode(prompt) if isinstance(prompt, str) else prompt
+        return checked_ids(token_ids, self.info.vocab_size)
 
-    def _settled(self, params: SamplingParams, prompt_len: int, clamps: bool) -> SamplingParams:
-        """``params`` without a None, checked against this model."""
-        vocab_size = self.info.vocab_size
-        for token_id, bias in params.logit_bias:
-            if not 0 <= token_id < vocab_size:
-                raise InvalidRequestError(
-                    f"logit_bias must has keys in [0, {vocab_size - 1}], got {token_id}."
-                )
-            if abs(bias) > MAX_ABS_LOGIT_BIAS:
-                raise InvalidRequestError(
-                    f"logit_bias values must be finite 32-bit numbers, got {bias}."
-                )
-        seed = params.seed
-        return replace(
-            params,
-            max_new_tokens=self._max_new_tokens(params.max_new_tokens, prompt_len, clamps),
-            seed=self._random.getrandbits(63) if seed is None else seed,
-            # An id that no token has can never match.
-            stop_token_ids=tuple(i for i in params.stop_token_ids if 0 <= i < vocab_size),
-        )
-
-    def _max_new_tokens(self, wanted: int | None, prompt_len: int, clamps: bool) -> int:
-        limit = self.info.max_seq_len
-        room = limit - prompt_len
-        is_flexible = wanted is None or (clamps and wanted > 0)
-        if room < 0 or (room == 0 and is_flexible):
-            raise ContextLengthError(
-                f"The input ({prompt_len} tokens) is longer than the model's context length "
-                f"({limit} tokens).{self._limit_hint()}"
+    async def _matchers(self, grammar: Grammar | None, n: int) -> list[Matcher | None]:
+        if grammar is None:
+            return [None] * n
+        if self._grammars is None:
+            raise InvalidRequestError(
+                "Grammar-based generation (json_schema, regex, ebnf, structural_tag) is not "
+                "supported when the server is launched with --grammar-backend none, or its "
+                "tokenizer has no end-of-sequence token."
             )
-        if wanted is None:
-            return room
-        if wanted > room and not clamps:
-            raise ContextLengthError(
-                f"Requested token count exceeds the model's maximum context length of {limit} "
-                f"tokens. You requested a total of {prompt_len + wanted} tokens: {prompt_len} "
-                f"tokens from the input messages and {wanted} tokens for the completion. Please "
-                "reduce the number of tokens in the input messages or the completion to fit "
-                f"within the limit.{self._limit_hint()}"
-            )
-        return min(wanted, room)
+        self._num_compiling += 1
+        start_s = time.perf_counter()
+        try:
+            compiled = await self._grammars.compile(grammar)
+        finally:
+            self._num_compiling -= 1
+        if time.perf_counter() - start_s >= compiled.compile_s:  # else another had it compiled
+            self.metrics.grammar_compiled(compiled.compile_s)
+        return [compiled.new_matcher(grammar.starts_after, grammar.starts_with) for _ in range(n)]
 
-    def _limit_hint(self) -> str:
-        if self.info.context_len <= self.info.max_total_num_tokens:
-            return ""
-        return (
-            f" (The model's own context is {self.info.context_len} tokens, but the KV pool holds "
-            f"{self.info.max_total_num_tokens}: restart with a larger --mem-fraction-static or "
-            "--max-total-tokens.)"
-        )
-
-    def _new_rids(self, rid: str | None, n: int) -> list[str]:
-        base = rid or uuid.uuid4().hex
-        rids = [base] if n == 1 else [f"{base}_{i}" for i in range(n)]
-        taken = [each for each in rids if each in self._open]
-        if taken:
-            raise InvalidRequestError(f"Duplicate request ID detected: {', '.join(taken)}")
-        return rids
-
-    def _start(self, rid: str, index: int, request: Request) -> TextStream:
-        stream = TextStream(
-            rid,
-            index,
-            request,
-            Detokenizer(self._tokenizer, request.prompt_ids, request.sampling),
-            abort=self._engine.abort,
-            forget=self._forget,
-            metrics=self.metrics,
-        )
-        self._engine.submit(request, stream.deliver)
-        self._open[rid] = stream
-        self.metrics.request_started(len(request.prompt_ids))
-        return stream
-
-    def _forget(self, rid: str) -> None:
-        self._open.pop(rid, None)
-
-    def _abort_where(self, prefix: str) -> None:
-        for rid, stream in list(self._open.items()):
-            if rid.startswith(prefix):
-                self._engine.abort(stream.request.rid)
-
-
-def _checked_ids(prompt: Sequence[int]) -> tuple[int, ...]:
-    try:
-        return tuple(map(operator.index, prompt))
-    except TypeError as error:
-        raise InvalidRequestError(
-            f"a prompt is a text or a list of token ids, got {reprlib.repr(prompt)} ({error})"
-        ) from None
-
-
-def _sample_seed(seed: int | None, index: int) -> int | None:
-    """The first sample has the seed itself, so that n = 1 and n > 1 begin alike."""
-    if index == 0:
-        return seed
-    return random.Random(f"{seed}/{index}").getrandbits(63)
+    def _settled(
+        self, params: SamplingParams, prompt_len: int, clamps: bool | None
+    ) -> SamplingParams:
+        if clamps is None:
+            clamps = params.max_new_tokens == DEFAULT_MAX_NEW_TOKENS
+        seed = params.seed if params.seed is not None else self._random.getrandbits(63)
+        return settled(params, prompt_len, self.info, clamps=clamps, seed=seed)

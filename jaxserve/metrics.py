@@ -4,55 +4,43 @@ Names follow SGLang's (``sglang:`` prefix), so that its dashboards work unchange
 has no name for carries ``jaxserve:``.  Every method may be called from any thread.
 """
 
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from jaxserve.engine_stats import EngineStats
+from jaxserve.histogram import Histogram
+from jaxserve.stats_metrics import StatsCollector
+
+__all__ = ["EngineStats", "MetricBuckets", "Metrics"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-TTFT_BUCKETS_S = (
-    0.1, 0.2, 0.4, 0.6, 0.8, 1, 2, 4, 6, 8, 10, 20, 40, 60, 80, 100, 200, 400,
-)  # fmt: skip
-INTER_TOKEN_BUCKETS_S = (
-    0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.06, 0.08,
-    0.1, 0.2, 0.4, 0.6, 0.8, 1, 2, 4, 6, 8,
-)  # fmt: skip
-E2E_BUCKETS_S = (
-    0.1, 0.2, 0.4, 0.6, 0.8, 1, 2, 4, 6, 8, 10, 20, 40, 60, 80, 100, 200, 400, 600, 1200,
-    1800, 2400,
-)  # fmt: skip
+# There is one engine of one rank in a process: labels for SGLang's dashboards.
+RANK_LABELS = {"engine_type": "unified", "tp_rank": "0", "pp_rank": "0", "moe_ep_rank": "0"}
+STREAMING = ("false", "true")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
-    """A snapshot of the engine after one step.  ``num_*_total`` count since start-up."""
+class MetricBuckets:
+    """Upper bounds of the histograms: SGLang's, in seconds and tokens."""
 
-    num_running: int = 0  # sequences
-    num_waiting: int = 0  # sequences
-    num_used_tokens: int = 0  # KV held by running sequences, in tokens
-    num_evictable_tokens: int = 0  # KV held only by the prefix cache, in tokens
-    max_total_num_tokens: int = 0  # KV pool size in tokens
-    page_size: int = 1
-    gen_throughput: float = 0.0  # output tokens per second over the last log interval
-    cache_hit_rate: float = 0.0  # cached prompt tokens / prompt tokens, since start-up
-    num_retractions: int = 0  # since start-up
-    num_steps_total: int = 0
-    num_prefill_tokens_total: int = 0  # prompt tokens computed
-    num_cached_tokens_total: int = 0  # prompt tokens found in the prefix cache
-    num_decode_tokens_total: int = 0
-
-    @property
-    def num_available_tokens(self) -> int:
-        """KV tokens that nobody holds."""
-        return self.max_total_num_tokens - self.num_used_tokens - self.num_evictable_tokens
-
-    @property
-    def token_usage(self) -> float:
-        """Share of the KV pool held by running sequences, 0 to 1."""
-        return self.num_used_tokens / max(1, self.max_total_num_tokens)
+    ttft_s: tuple[float, ...] = (
+        0.1, 0.2, 0.4, 0.6, 0.8, 1, 2, 4, 6, 8, 10, 20, 40, 60, 80, 100, 200, 400,
+    )  # fmt: skip
+    inter_token_s: tuple[float, ...] = (
+        0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.06, 0.08,
+        0.1, 0.2, 0.4, 0.6, 0.8, 1, 2, 4, 6, 8,
+    )  # fmt: skip
+    e2e_s: tuple[float, ...] = (
+        0.1, 0.2, 0.4, 0.6, 0.8, 1, 2, 4, 6, 8, 10, 20, 40, 60, 80, 100, 200, 400, 600, 1200,
+        1800, 2400,
+    )  # fmt: skip
+    queue_s: tuple[float, ...] = (
+        0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500,
+    )  # fmt: skip
+    prompt_tokens: tuple[float, ...] = tuple(float(2**i) for i in range(4, 21))
+    generation_tokens: tuple[float, ...] = tuple(float(2**i) for i in range(18))
 
 
 class Metrics:
@@ -60,65 +48,137 @@ class Metrics:
 
     content_type = CONTENT_TYPE
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        *,
+        extra_labels: Mapping[str, str] | None = None,
+        buckets: MetricBuckets | None = None,
+    ) -> None:
         self.registry = CollectorRegistry()
-        self._model = {"model_name": model_name}
-        self._stats = _StatsCollector(model_name)
+        self._model = {"model_name": model_name, **(extra_labels or {})}
+        self._labels = self._model | RANK_LABELS
+        self._stats = StatsCollector(self._labels)
         self.registry.register(self._stats)
+        self._add_request_counters()
+        self._add_histograms(buckets or MetricBuckets())
+        self._compiled = self._counter("jaxserve:compiled_buckets", "Buckets compiled")
+        self._compile_seconds = self._counter("jaxserve:compile_seconds", "Time spent compiling")
+        self._startup = self._gauge("sglang:startup_time_seconds", "Launch to ready", "phase")
+        self._context_len = Gauge(
+            "sglang:context_len", "Longest prompt plus output, in tokens", tuple(self._labels),
+            registry=self.registry,
+        ).labels(**self._labels)  # fmt: skip
+        self._graphs = self._gauge(
+            "sglang:startup_cuda_graph_time_seconds", "Compilation at start", "phase"
+        )
+        self._http_active = Gauge(
+            "sglang:http_requests_active", "HTTP requests being served", tuple(self._model),
+            registry=self.registry,
+        ).labels(**self._model)  # fmt: skip
+        self._http_requests = self._http("requests", "HTTP requests received", "endpoint", "method")
+        self._http_responses = self._http(
+            "responses", "HTTP responses sent", "endpoint", "method", "status_code"
+        )
+        self._http_series: dict[tuple[str, ...], Counter] = {}
+
+    def _add_request_counters(self) -> None:
         self._requests = self._counter("sglang:num_requests", "Requests finished")
+        self._constrained = self._counter("sglang:num_so_requests", "Requests with a grammar")
         self._aborted = self._counter("sglang:num_aborted_requests", "Requests aborted")
         self._prompt_tokens = self._counter("sglang:prompt_tokens", "Prompt tokens received")
         self._output_tokens = self._counter("sglang:generation_tokens", "Tokens generated")
-        self._cached_tokens = self._counter(
-            "sglang:cached_tokens", "Prompt tokens found in the prefix cache", ("cache_source",)
+        self._cached_tokens = Counter(
+            "sglang:cached_tokens", "Prompt tokens found in the prefix cache",
+            (*self._labels, "cache_source"), registry=self.registry,
+        ).labels(**self._labels, cache_source="device")  # fmt: skip
+
+    def _add_histograms(self, bounds: MetricBuckets) -> None:
+        ttft = self._histogram(
+            "time_to_first_token_seconds", "Arrival to first token", bounds.ttft_s, True
         )
-        self._ttft = self._histogram(
-            "sglang:time_to_first_token_seconds", "Arrival to first token", TTFT_BUCKETS_S
+        e2e = self._histogram(
+            "e2e_request_latency_seconds", "Arrival to last token", bounds.e2e_s, True
         )
+        self._ttft = tuple(ttft.series[value] for value in STREAMING)
+        self._e2e = tuple(e2e.series[value] for value in STREAMING)
         self._itl = self._histogram(
-            "sglang:inter_token_latency_seconds", "Gap between tokens", INTER_TOKEN_BUCKETS_S
-        )
-        self._e2e = self._histogram(
-            "sglang:e2e_request_latency_seconds", "Arrival to last token", E2E_BUCKETS_S
-        )
-        self._compiled = self._counter("jaxserve:compiled_buckets", "Buckets compiled")
-        self._compile_seconds = self._counter("jaxserve:compile_seconds", "Time spent compiling")
-        self._startup = self._gauge("sglang:startup_time_seconds", "Launch to ready")
-        self._http_active = self._gauge("sglang:http_requests_active", "HTTP requests being served")
-        self._http_requests = self._counter(
-            "sglang:http_requests", "HTTP requests received", ("endpoint", "method")
-        )
-        self._http_responses = self._counter(
-            "sglang:http_responses", "HTTP responses sent", ("endpoint", "method", "status_code")
-        )
+            "inter_token_latency_seconds", "Gap between tokens", bounds.inter_token_s
+        ).series[""]
+        self._tpot = self._histogram(
+            "request_time_per_output_token_seconds",
+            "Mean gap between the tokens of a request",
+            bounds.inter_token_s,
+        ).series[""]
+        self._queue = self._histogram(
+            "queue_time_seconds", "Arrival to first step", bounds.queue_s
+        ).series[""]
+        self._prompt_lens = self._histogram(
+            "prompt_tokens_histogram", "Prompt length", bounds.prompt_tokens
+        ).series[""]
+        self._uncached_lens = self._histogram(
+            "uncached_prompt_tokens_histogram", "Prompt tokens computed", bounds.prompt_tokens
+        ).series[""]
+        self._output_lens = self._histogram(
+            "generation_tokens_histogram", "Output length", bounds.generation_tokens
+        ).series[""]
+        self._grammar_s = self._histogram(
+            "grammar_compilation_time_seconds", "Compiling a grammar", bounds.queue_s
+        ).series[""]
 
     # --- requests (LLM) ---
 
-    def request_started(self, prompt_tokens: int) -> None:
+    def request_started(self, prompt_tokens: int, *, has_grammar: bool = False) -> None:
         """A sequence was accepted."""
         self._prompt_tokens.inc(prompt_tokens)
+        if has_grammar:
+            self._constrained.inc()
 
-    def first_token(self, seconds: float) -> None:
+    def queued(self, seconds: float) -> None:
+        """Time from arrival to the first step of a sequence."""
+        self._queue.observe(seconds)
+
+    def first_token(self, seconds: float, *, is_streaming: bool = False) -> None:
         """Time from arrival to the first token."""
-        self._ttft.observe(seconds)
+        self._ttft[is_streaming].observe(seconds)
 
     def inter_token(self, seconds: float) -> None:
         """Time between two tokens of one sequence."""
         self._itl.observe(seconds)
 
     def request_finished(
-        self, *, e2e_s: float, completion_tokens: int, cached_tokens: int = 0
+        self,
+        *,
+        e2e_s: float,
+        completion_tokens: int,
+        prompt_tokens: int = 0,
+        cached_tokens: int = 0,
+        decode_s: float | None = None,
+        is_streaming: bool = False,
     ) -> None:
-        """A sequence ended by itself (stop or length)."""
+        """A sequence ended by itself (stop or length).
+
+        Args:
+            decode_s: from its first token to its last.
+        """
         self._requests.inc()
-        self._e2e.observe(e2e_s)
+        self._e2e[is_streaming].observe(e2e_s)
         self._output_tokens.inc(completion_tokens)
-        self._cached_tokens.labels(**self._model, cache_source="device").inc(cached_tokens)
+        self._cached_tokens.inc(cached_tokens)
+        self._prompt_lens.observe(prompt_tokens)
+        self._uncached_lens.observe(prompt_tokens - cached_tokens)
+        self._output_lens.observe(completion_tokens)
+        if decode_s is not None and completion_tokens > 1:
+            self._tpot.observe(decode_s / (completion_tokens - 1))
 
     def request_aborted(self, *, completion_tokens: int = 0) -> None:
         """A sequence was ended from outside: abort, disconnect or an engine error."""
         self._aborted.inc()
         self._output_tokens.inc(completion_tokens)
+
+    def grammar_compiled(self, seconds: float) -> None:
+        """A grammar that was not cached was compiled."""
+        self._grammar_s.observe(seconds)
 
     # --- engine ---
 
@@ -130,95 +190,53 @@ class Metrics:
         """``count`` buckets were compiled in ``seconds`` of wall time."""
         self._compiled.inc(count)
         self._compile_seconds.inc(seconds)
+        self._graphs.labels(**self._labels, phase="total").inc(seconds)
 
-    def started(self, seconds: float) -> None:
-        """The server became ready ``seconds`` after it was launched."""
-        self._startup.set(seconds)
+    def started(self, seconds: float, *, warm_up_s: float = 0.0, context_len: int = 0) -> None:
+        """The server became ready ``seconds`` after its launch, ``warm_up_s`` of it generating."""
+        self._context_len.set(context_len)
+        self._startup.labels(**self._labels, phase="total").set(seconds)
+        self._startup.labels(**self._labels, phase="warmup").set(warm_up_s)
 
     # --- HTTP ---
 
     def http_started(self, endpoint: str, method: str) -> None:
         """A request arrived at ``endpoint``, a route and never a raw path."""
         self._http_active.inc()
-        self._http_requests.labels(**self._model, endpoint=endpoint, method=method).inc()
+        self._series(self._http_requests, endpoint, method).inc()
 
     def http_finished(self, endpoint: str, method: str, status: int) -> None:
         """Its response was sent, or its client went away (status 499)."""
         self._http_active.dec()
-        self._http_responses.labels(
-            **self._model, endpoint=endpoint, method=method, status_code=str(status)
-        ).inc()
+        self._series(self._http_responses, endpoint, method, str(status)).inc()
 
     def render(self) -> bytes:
         """The Prometheus text format of everything above."""
         return generate_latest(self.registry)
 
-    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-        metric = Counter(name, text, ("model_name", *labels), registry=self.registry)
-        return metric if labels else metric.labels(**self._model)
+    def _series(self, counter: Counter, *values: str) -> Counter:
+        """The child of ``counter``: prometheus-client's own look-up costs ten times as much."""
+        child = self._http_series.get(values)
+        if child is None:
+            child = self._http_series[values] = counter.labels(*self._model.values(), *values)
+        return child
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, ("model_name",), registry=self.registry).labels(**self._model)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(
-            name, text, ("model_name",), registry=self.registry, buckets=buckets
-        ).labels(**self._model)
-
-
-class _StatsCollector(Collector):
-    """Gauges of the last ``EngineStats``: a step costs one assignment, a scrape the rest."""
-
-    def __init__(self, model_name: str) -> None:
-        self.stats = EngineStats()
-        self._model_name = model_name
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self.stats
-        gauges = {
-            "num_running_reqs": (stats.num_running, "Running sequences"),
-            "num_queue_reqs": (stats.num_waiting, "Waiting sequences"),
-            "num_used_tokens": (stats.num_used_tokens, "KV tokens held by running sequences"),
-            "token_usage": (stats.token_usage, "Share of the KV pool in use"),
-            "kv_used_tokens": (stats.num_used_tokens, "KV tokens held by running sequences"),
-            "kv_evictable_tokens": (stats.num_evictable_tokens, "KV tokens only cached"),
-            "kv_available_tokens": (stats.num_available_tokens, "KV tokens free"),
-            "max_total_num_tokens": (stats.max_total_num_tokens, "KV pool size in tokens"),
-            "page_size": (stats.page_size, "Tokens per page"),
-            "num_pages": (stats.max_total_num_tokens // stats.page_size, "Pages in the KV pool"),
-            "gen_throughput": (stats.gen_throughput, "Output tokens per second"),
-            "cache_hit_rate": (stats.cache_hit_rate, "Prefix cache hit rate"),
-        }
-        for name, (value, text) in gauges.items():
-            family = GaugeMetricFamily(f"sglang:{name}", text, labels=("model_name",))
-            family.add_metric((self._model_name,), float(value))
-            yield family
-        yield self._counter(
-            "sglang:num_retracted_requests", "Retractions", "", {"": stats.num_retractions}
-        )
-        yield self._counter(
-            "sglang:realtime_tokens",
-            "Tokens computed or found cached",
-            "mode",
-            {
-                "prefill_compute": stats.num_prefill_tokens_total,
-                "prefill_cache": stats.num_cached_tokens_total,
-                "decode": stats.num_decode_tokens_total,
-            },
-        )
-        yield self._counter("jaxserve:steps", "Device steps", "", {"": stats.num_steps_total})
-        yield self._counter(
-            "sglang:process_cpu_seconds",
-            "CPU time of the process",
-            "component",
-            {"server": time.process_time()},
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, tuple(self._labels), registry=self.registry).labels(
+            **self._labels
         )
 
-    def _counter(
-        self, name: str, text: str, label: str, values: dict[str, float]
-    ) -> CounterMetricFamily:
-        labels = ("model_name", label) if label else ("model_name",)
-        family = CounterMetricFamily(name, text, labels=labels)
-        for key, value in values.items():
-            family.add_metric((self._model_name, key) if label else (self._model_name,), value)
-        return family
+    def _http(self, name: str, text: str, *labels: str) -> Counter:
+        names = (*self._model, *labels)
+        return Counter(f"sglang:http_{name}", text, names, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, label: str) -> Gauge:
+        return Gauge(name, text, (*self._labels, label), registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, bounds: tuple[float, ...], by_streaming: bool = False
+    ) -> Histogram:
+        labelled = ("is_streaming", STREAMING) if by_streaming else ("", ("",))
+        histogram = Histogram(f"sglang:{name}", text, bounds, self._labels, *labelled)
+        self.registry.register(histogram)
+        return histogram

@@ -4,18 +4,22 @@ import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from jaxserve.config import EngineConfig
-from jaxserve.engine import build_engine
+from jaxserve.constrained import GrammarCompiler, Matcher, Vocabulary
+from jaxserve.engine_builder import build_engine
 from jaxserve.errors import ConfigError, ModelNotFoundError
-from jaxserve.metrics import EngineStats, Metrics
+from jaxserve.metrics import EngineStats, MetricBuckets, Metrics
 from jaxserve.model_config import ModelConfig
-from jaxserve.request import Request, TokenOutput
+from jaxserve.parsers import REASONING_FORMATS, TOOL_FORMATS, detect
+from jaxserve.request import PauseMode, Request, TokenOutput
 from jaxserve.text import Tokenizer, load_tokenizer
 from jaxserve.weights import ModelSource, resolve_source
 
+AUTO = "auto"
 _GENERATION_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -25,11 +29,32 @@ class TokenEngine(Protocol):
     @property
     def is_alive(self) -> bool: ...
 
-    def submit(self, request: Request, deliver: Callable[[TokenOutput], None]) -> None: ...
+    @property
+    def is_paused(self) -> bool: ...
+
+    def submit(
+        self,
+        request: Request,
+        deliver: Callable[[TokenOutput], None],
+        constraint: Matcher | None = None,
+    ) -> None: ...
 
     def abort(self, rid: str) -> None: ...
 
     def flush_cache(self) -> Future[bool]: ...
+
+    def pause(self, mode: PauseMode) -> Future[int]: ...
+
+    def resume(self) -> Future[None]: ...
+
+    def start_profile(
+        self,
+        output_dir: str | None = None,
+        num_steps: int | None = None,
+        start_step: int | None = None,
+    ) -> Future[None]: ...
+
+    def stop_profile(self) -> Future[None]: ...
 
     def stats(self) -> EngineStats: ...
 
@@ -48,11 +73,18 @@ class ModelInfo:
     model_type: str
     architectures: tuple[str, ...]
     load_format: str
-    has_chat_template: bool
+    chat_template: str | None = None  # its Jinja source
+    reasoning_parser: str | None = None
+    tool_call_parser: str | None = None
     weight_version: str = "default"
     served_model_name: str | None = None
     is_generation: bool = True
     generation_defaults: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Messages can be rendered."""
+        return self.chat_template is not None
 
     @property
     def max_seq_len(self) -> int:
@@ -67,17 +99,31 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelParts:
-    """An engine that runs, and what belongs to it.  ``config`` is the resolved one."""
+    """An engine that runs, and what belongs to it.  ``config`` is the resolved one.
+
+    ``grammars`` is None where no output can be constrained.
+    """
 
     engine: TokenEngine
     tokenizer: Tokenizer
     info: ModelInfo
     config: EngineConfig
     metrics: Metrics
+    grammars: GrammarCompiler | None = None
 
 
-def load_model(config: EngineConfig, served_model_name: str | None = None) -> ModelParts:
+def load_model(
+    config: EngineConfig,
+    served_model_name: str | None = None,
+    *,
+    reasoning_parser: str | None = None,
+    tool_call_parser: str | None = None,
+) -> ModelParts:
     """Find the checkpoint, load its tokenizer, and build and warm up its engine.
+
+    Args:
+        served_model_name: what metrics and clients call the model.
+        reasoning_parser, tool_call_parser: names of ``parsers``, "auto", or None.
 
     Raises:
         JaxserveError: what is missing, broken or unsupported, and what to do about it.
@@ -96,7 +142,8 @@ def load_model(config: EngineConfig, served_model_name: str | None = None) -> Mo
         model_config,
         eos_token_ids=tuple(dict.fromkeys(i for i in ends if i < model_config.vocab_size)),
     )
-    metrics = Metrics(served_model_name or source.name)
+    parsers = _parsers(reasoning_parser, tool_call_parser, tokenizer.chat_template)
+    metrics = _make_metrics(served_model_name or source.name, config)
     engine = build_engine(config, source, model_config, metrics)
     info = ModelInfo(
         model_path=source.name,
@@ -107,13 +154,65 @@ def load_model(config: EngineConfig, served_model_name: str | None = None) -> Mo
         model_type=model_config.model_type,
         architectures=model_config.architectures,
         load_format=source.format,
-        has_chat_template=tokenizer.chat_template is not None,
+        chat_template=tokenizer.chat_template,
+        reasoning_parser=parsers[0],
+        tool_call_parser=parsers[1],
         weight_version=config.weight_version,
         served_model_name=served_model_name,
         generation_defaults=_generation_defaults(source.path),
     )
     return ModelParts(
-        engine=engine, tokenizer=tokenizer, info=info, config=engine.config, metrics=metrics
+        engine=engine,
+        tokenizer=tokenizer,
+        info=info,
+        config=engine.config,
+        metrics=metrics,
+        grammars=_grammar_compiler(config, tokenizer, model_config),
+    )
+
+
+def _parsers(
+    reasoning: str | None, tool_calls: str | None, chat_template: str | None
+) -> tuple[str | None, str | None]:
+    """The formats of reasoning and of tool calls, "auto" told from the chat template.
+
+    Raises:
+        ConfigError: a format that there is not.
+    """
+    of_template = detect(chat_template)
+    for flag, name, formats in (
+        ("--reasoning-parser", reasoning, REASONING_FORMATS),
+        ("--tool-call-parser", tool_calls, TOOL_FORMATS),
+    ):
+        if name not in (None, AUTO) and name not in formats:
+            raise ConfigError(f"{flag} must be auto or one of {', '.join(formats)}; got {name!r}")
+    return (
+        of_template[0] if reasoning == AUTO else reasoning,
+        of_template[1] if tool_calls == AUTO else tool_calls,
+    )
+
+
+def _grammar_compiler(
+    config: EngineConfig, tokenizer: Tokenizer, model_config: ModelConfig
+) -> GrammarCompiler | None:
+    token_bytes = tokenizer.vocabulary_bytes()
+    eos_token_ids = tuple(i for i in model_config.eos_token_ids if i < len(token_bytes))
+    if config.grammar_backend == "none" or not token_bytes or not eos_token_ids:
+        return None
+    vocabulary = Vocabulary(
+        token_bytes=token_bytes[: model_config.vocab_size],
+        eos_token_ids=eos_token_ids,
+        special_token_ids=frozenset(
+            i for i in tokenizer.special_token_ids if i < model_config.vocab_size
+        ),
+        vocab_size=model_config.vocab_size,
+        encode=partial(tokenizer.encode, add_special_tokens=False),
+    )
+    return GrammarCompiler(
+        vocabulary,
+        timeout_s=config.grammar_timeout_s,
+        whitespace_pattern=config.constrained_json_whitespace_pattern,
+        disable_any_whitespace=config.constrained_json_disable_any_whitespace,
     )
 
 
@@ -149,3 +248,15 @@ def _generation_defaults(path: Path) -> dict[str, float]:
         for name in _GENERATION_DEFAULTS
         if isinstance(found, dict) and isinstance(found.get(name), (int, float))
     }
+
+
+def _make_metrics(model_name: str, config: EngineConfig) -> Metrics:
+    given = {
+        "ttft_s": config.bucket_time_to_first_token,
+        "inter_token_s": config.bucket_inter_token_latency,
+        "e2e_s": config.bucket_e2e_request_latency,
+        "prompt_tokens": config.prompt_tokens_buckets,
+        "generation_tokens": config.generation_tokens_buckets,
+    }
+    buckets = MetricBuckets(**{name: bounds for name, bounds in given.items() if bounds})
+    return Metrics(model_name, extra_labels=config.extra_metric_labels, buckets=buckets)

@@ -12,8 +12,10 @@ from jaxserve.errors import (
     InvalidRequestError,
     OverloadedError,
 )
-from jaxserve.native_format import GenerateState
-from jaxserve.request import FinishReason, SamplingParams, TextChunk
+from jaxserve.model_parts import ModelInfo
+from jaxserve.native_format import AnswerFormat, GenerateState
+from jaxserve.native_request import PromptOptions, Shown, prompt_options, shown
+from jaxserve.request import FinishReason, SamplingParams, SessionParams, TextChunk
 from jaxserve.sampling_dict import sampling_params_from_dict
 from jaxserve.text_stream import TextStream
 
@@ -22,16 +24,41 @@ Sampling = SamplingParams | Mapping[str, Any] | None
 Body = dict[str, object]
 
 
-class Submit(Protocol):
-    """``LLM.submit``."""
+# Fields of /generate that LLM.generate takes as keywords; the others are arguments of its own.
+OPTIONS = (
+    "rid",
+    "return_logprob",
+    "logprob_start_len",
+    "top_logprobs_num",
+    "token_ids_logprob",
+    "return_text_in_logprobs",
+    "return_prompt_token_ids",
+    "priority",
+    "extra_key",
+    "cache_salt",
+    "session_params",
+)
 
-    async def __call__(
+
+class Submitter(Protocol):
+    """What is asked of an ``LLM``."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def decode_token(self, token_id: int) -> str: ...
+
+    async def submit(
         self,
         prompt: Prompt,
         params: SamplingParams,
         *,
+        rid: str | None = None,
         n: int = 1,
+        priority: int = 0,
         clamp_max_new_tokens: bool | None = None,
+        cache_namespace: str = "",
+        session: SessionParams | None = None,
     ) -> list[TextStream]: ...
 
 
@@ -46,16 +73,34 @@ class Call:
     params: SamplingParams
     n: int
     clamps: bool | None
+    options: PromptOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """All that one ``LLM.generate`` asks for.  ``is_list``: so is the answer."""
+
+    each: list[Call]
+    is_list: bool
+    shown: Shown
 
 
 def calls_of(
-    prompts: Prompt | Sequence[Prompt], sampling: Sampling | Sequence[Sampling]
-) -> tuple[list[Call], bool]:
-    """The calls, and whether the answer is a list.
+    prompts: Prompt | Sequence[Prompt],
+    sampling: Sampling | Sequence[Sampling],
+    options: Mapping[str, Any],
+) -> Calls:
+    """What the arguments of ``LLM.generate`` ask for.
 
     Raises:
-        InvalidRequestError: lists of different lengths, or a sampling dict that is wrong.
+        InvalidRequestError: lists of different lengths, a sampling dict that is wrong, an option
+            that there is not.
     """
+    for name in options:
+        if name not in OPTIONS:
+            raise InvalidRequestError(
+                f"LLM.generate has no option {name!r}; there are {', '.join(OPTIONS)}"
+            )
     each_prompt, is_batch = _each_prompt(prompts)
     if isinstance(sampling, (list, tuple)):
         each_sampling = list(sampling)
@@ -66,10 +111,12 @@ def calls_of(
             f"{len(each_prompt)} prompts were given with {len(each_sampling)} sampling_params; "
             "give one for all, or one per prompt"
         )
+    each_options = prompt_options(options, len(each_prompt), is_batch=is_batch)
     calls = [
-        _call(prompt, params) for prompt, params in zip(each_prompt, each_sampling, strict=True)
+        _call(*arguments)
+        for arguments in zip(each_prompt, each_sampling, each_options, strict=True)
     ]
-    return calls, is_batch or any(call.n > 1 for call in calls)
+    return Calls(calls, is_batch or any(call.n > 1 for call in calls), shown(options))
 
 
 def _each_prompt(prompts: object) -> tuple[list[Any], bool]:
@@ -82,39 +129,37 @@ def _each_prompt(prompts: object) -> tuple[list[Any], bool]:
     return items, True
 
 
-def _call(prompt: Prompt, sampling: Any) -> Call:
+def _call(prompt: Prompt, sampling: Any, options: PromptOptions) -> Call:
     if isinstance(sampling, SamplingParams):
-        return Call(prompt, sampling, 1, None)
+        return Call(prompt, options.applied_to(sampling), 1, None, options)
     params, n = sampling_params_from_dict(sampling)
     is_default = sampling is None or sampling.get("max_new_tokens") is None
-    return Call(prompt, params, n, is_default)
+    return Call(prompt, options.applied_to(params), n, is_default, options)
 
 
-async def final_bodies(submit: Submit, calls: Sequence[Call], weight_version: str) -> list[Body]:
+async def final_bodies(llm: Submitter, calls: Calls) -> list[Body]:
     """The finished answers, in the order of the prompts.
 
     Raises:
         JaxserveError: a prompt was refused, or the engine gave one up; the others are aborted.
     """
-    streams = await _submit_all(submit, calls)
+    streams = await _submit_all(llm, calls)
     try:
         chunks = await asyncio.gather(*map(_checked_result, streams))
     finally:
         _close(streams)
     bodies = []
     for stream, chunk in zip(streams, chunks, strict=True):
-        answer = _answer(stream, weight_version)
+        answer = _answer(llm, stream, calls.shown)
         answer.add(chunk)
         bodies.append(answer.body())
     return bodies
 
 
-async def growing_bodies(
-    submit: Submit, calls: Sequence[Call], is_list: bool, weight_version: str
-) -> AsyncGenerator[Body, None]:
+async def growing_bodies(llm: Submitter, calls: Calls) -> AsyncGenerator[Body, None]:
     """Answers so far, one whenever a stream has grown; ``index`` tells which, in a list."""
-    streams = await _submit_all(submit, calls)
-    answers = [_answer(stream, weight_version) for stream in streams]
+    streams = await _submit_all(llm, calls)
+    answers = [_answer(llm, stream, calls.shown) for stream in streams]
     tasks = {asyncio.ensure_future(anext(stream)): i for i, stream in enumerate(streams)}
     try:
         while tasks:
@@ -126,20 +171,27 @@ async def growing_bodies(
                 answers[i].add(chunk)
                 if chunk.finish is None:
                     tasks[asyncio.ensure_future(anext(streams[i]))] = i
-                yield answers[i].body() | ({"index": i} if is_list else {})
+                yield answers[i].body() | ({"index": i} if calls.is_list else {})
     finally:
         for task in tasks:
             task.cancel()
         _close(streams)
 
 
-async def _submit_all(submit: Submit, calls: Sequence[Call]) -> list[TextStream]:
+async def _submit_all(llm: Submitter, calls: Calls) -> list[TextStream]:
     streams: list[TextStream] = []
     with ExitStack() as on_failure:
         on_failure.callback(_close, streams)  # also when the caller is interrupted
-        for call in calls:
-            streams += await submit(
-                call.prompt, call.params, n=call.n, clamp_max_new_tokens=call.clamps
+        for call in calls.each:
+            streams += await llm.submit(
+                call.prompt,
+                call.params,
+                rid=call.options.rid,
+                n=call.n,
+                priority=calls.shown.priority,
+                clamp_max_new_tokens=call.clamps,
+                cache_namespace=call.options.cache_namespace,
+                session=call.options.session,
             )
         on_failure.pop_all()
     return streams
@@ -150,14 +202,15 @@ def _close(streams: Sequence[TextStream]) -> None:
         stream.close()
 
 
-def _answer(stream: TextStream, weight_version: str) -> GenerateState:
-    return GenerateState(
-        stream.rid,
-        len(stream.prompt_ids),
-        stream.arrival_s,
-        weight_version=weight_version,
+def _answer(llm: Submitter, stream: TextStream, wanted: Shown) -> GenerateState:
+    answer_format = AnswerFormat(
+        weight_version=llm.info.weight_version,
         num_logprobs=stream.sampling.num_logprobs,
+        has_logprob_ids=bool(stream.sampling.logprob_token_ids),
+        decode_token=llm.decode_token if wanted.text_in_logprobs else None,
+        shows_prompt_ids=wanted.prompt_token_ids,
     )
+    return GenerateState(stream.rid, stream.prompt_ids, stream.arrival_s, answer_format)
 
 
 async def _checked_result(stream: TextStream) -> TextChunk:

@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from jaxserve.errors import InvalidRequestError
@@ -16,6 +16,7 @@ MAX_STOP_REGEX_BYTES = 256
 MAX_TOP_LOGPROBS = 20
 MAX_LOGPROB_TOKEN_IDS = 64
 GREEDY_TEMPERATURE = 1e-6
+HEALTH_CHECK_RID = "HEALTH_CHECK"  # begins the rids of requests that metrics do not count
 
 
 GrammarKind = Literal["json_schema", "regex", "ebnf", "structural_tag"]
@@ -26,12 +27,15 @@ class Grammar:
     """What an output must match.
 
     ``starts_after`` are the token ids that end the reasoning: until the output ends with them,
-    anything may be generated.  Empty: the first token is constrained already.
+    anything may be generated.  Empty: the first token is constrained already.  ``starts_with`` is
+    the token that begins the reasoning, where the output may do without: any other first token
+    is constrained already.
     """
 
     kind: GrammarKind
     source: str
     starts_after: tuple[int, ...] = ()
+    starts_with: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +100,12 @@ class SamplingParams:
                 f"at most {MAX_STOP_REGEXES} stop_regex patterns are allowed, "
                 f"got {len(self.stop_regex)}"
             )
+        for pattern in self.stop_regex:
+            if len(pattern.encode(errors="replace")) > MAX_STOP_REGEX_BYTES:
+                yield (
+                    f"a stop_regex may have at most {MAX_STOP_REGEX_BYTES} bytes, one of "
+                    f"{len(pattern.encode(errors='replace'))} was given; shorten it"
+                )
         if self.stream_interval is not None and self.stream_interval < 1:
             yield f"stream_interval must be at least 1, got {self.stream_interval}."
 
@@ -141,6 +151,27 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SessionParams:
+    """Which request of an open session a prompt continues, and from where.
+
+    The new prompt is the tokens of request ``rid`` (without its output if
+    ``drop_previous_output``), cut to ``offset`` (as a slice's end; 0 or None keeps all), then the
+    prompt that was sent.  ``rid=None`` starts a conversation of its own.  ``replace`` forgets the
+    requests that continue ``rid``, or all of them where ``rid`` is None, and aborts what runs.
+    """
+
+    id: str
+    rid: str | None = None
+    offset: int | None = None
+    replace: bool = False
+    drop_previous_output: bool = False
+
+
+PauseMode = Literal["abort", "retract", "in_place"]
+PAUSE_MODES: tuple[PauseMode, ...] = ("abort", "retract", "in_place")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One sequence to generate.  ``sampling`` has no ``None`` seed or ``max_new_tokens`` left."""
 
@@ -183,7 +214,7 @@ class TokenOutput(NamedTuple):
 
     A tuple: a step makes one per row, and a frozen dataclass takes four times as long to make.
     ``prompt_logprobs`` come in pieces, in order, with the steps that compute the prompt, in the
-    last step's output at the latest.
+    last step's output at the latest.  ``queue_s``: seconds from arrival to its first step.
     """
 
     rid: str
@@ -193,6 +224,7 @@ class TokenOutput(NamedTuple):
     num_cached: int = 0
     num_retractions: int = 0
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    queue_s: float | None = None
 
 
 class Usage(NamedTuple):
@@ -203,16 +235,23 @@ class Usage(NamedTuple):
     cached_tokens: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextChunk:
-    """An increment of one stream: new text, new tokens, and the counts so far."""
+class TextChunk(NamedTuple):
+    """An increment of one stream: new text, new tokens, and the counts so far.
+
+    A tuple for speed, as ``TokenOutput``; make it with keywords.
+
+    ``queue_s`` and ``first_token_s``: seconds from arrival to the first step, and to the first
+    token; None before.
+    """
 
     rid: str
-    index: int
+    index: int  # type: ignore[assignment]  # nobody searches a chunk: tuple's method is not missed
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     finish: FinishReason | None = None
-    usage: Usage = field(default_factory=lambda: Usage(0, 0, 0))
+    usage: Usage = Usage(0, 0, 0)
     num_retractions: int = 0
+    queue_s: float | None = None
+    first_token_s: float | None = None

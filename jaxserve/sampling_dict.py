@@ -4,20 +4,27 @@
 that asks for something not built.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxserve.errors import InvalidRequestError, UnsupportedFeatureError
-from jaxserve.request import SamplingParams
+from jaxserve.native_fields import (
+    INT32,
+    SamplingFieldError,
+    boolean,
+    integer,
+    integers,
+    mapping,
+    string,
+    wrong_type,
+)
+from jaxserve.request import Grammar, GrammarKind, SamplingParams
+
+__all__ = ["SamplingFieldError", "sampling_params_from_dict"]
 
 WHOLE_VOCABULARY = 2**30  # what SGLang's clients send for "no top_k"
-_INT64 = range(-(2**63), 2**63)
-_INT32 = range(-(2**31), 2**31)
-_GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
-
-
-class SamplingFieldError(InvalidRequestError):
-    """An unknown name or a wrong type; ``/generate`` answers it as a bare string."""
+GRAMMAR_KINDS: tuple[GrammarKind, ...] = ("json_schema", "regex", "ebnf", "structural_tag")
 
 
 def sampling_params_from_dict(given: Mapping[str, Any] | None) -> tuple[SamplingParams, int]:
@@ -31,15 +38,14 @@ def sampling_params_from_dict(given: Mapping[str, Any] | None) -> tuple[Sampling
     if given is None:
         given = {}
     if not isinstance(given, Mapping):
-        raise _wrong_type(given, "struct SamplingParams")
+        raise wrong_type(given, "struct SamplingParams")
     for name in given:
-        if name not in _FIELDS:
-            expected = ", ".join(f"`{known}`" for known in _FIELDS)
+        if name not in FIELDS:
+            expected = ", ".join(f"`{known}`" for known in FIELDS)
             raise SamplingFieldError(f"unknown field `{name}`, expected one of {expected}")
-    values = {
-        name: _FIELDS[name](name, value) for name, value in given.items() if value is not None
-    }
+    values = {name: FIELDS[name](value) for name, value in given.items() if value is not None}
     _check_unsupported(values)
+    values["grammar"] = _grammar(values)
     if "max_new_tokens" in given and given["max_new_tokens"] is None:
         values["max_new_tokens"] = None
     n = values.pop("n", 1)
@@ -52,11 +58,6 @@ def sampling_params_from_dict(given: Mapping[str, Any] | None) -> tuple[Sampling
 
 def _check_unsupported(values: dict[str, Any]) -> None:
     """Take out the known names that have no field of ours; refuse those that ask for something."""
-    grammars = [name for name in _GRAMMARS if values.get(name)]
-    if len(grammars) > 1:
-        raise InvalidRequestError(
-            "Only one of json_schema, regex, ebnf, or structural_tag can be set."
-        )
     for name, is_neutral in _NEUTRAL.items():
         if name in values and not is_neutral(values.pop(name)):
             raise UnsupportedFeatureError(
@@ -64,61 +65,52 @@ def _check_unsupported(values: dict[str, Any]) -> None:
             )
 
 
-def _wrong_type(value: object, expected: str) -> SamplingFieldError:
-    """Worded as Rust's serde does, which SGLang's clients match."""
-    if isinstance(value, bool):
-        what = f"boolean `{str(value).lower()}`"
-    elif isinstance(value, int):
-        what = f"integer `{value}`"
-    elif isinstance(value, float):
-        what = f"floating point `{value}`"
-    elif isinstance(value, str):
-        text = value.replace("\\", "\\\\").replace('"', '\\"')
-        what = f'string "{text}"'
-    elif isinstance(value, Mapping):
-        what = "map"
-    elif value is None:
-        what = "null"
-    else:
-        what = "sequence" if isinstance(value, (list, tuple)) else type(value).__name__
-    return SamplingFieldError(f"invalid type: {what}, expected {expected}")
+def _grammar(values: dict[str, Any]) -> Grammar | None:
+    """Take out the grammar fields; an empty one is the same as none."""
+    found = [Grammar(kind, source) for kind in GRAMMAR_KINDS if (source := values.pop(kind, ""))]
+    if len(found) > 1:
+        raise InvalidRequestError(
+            "Only one of json_schema, regex, ebnf, or structural_tag can be set."
+        )
+    return found[0] if found else None
 
 
-def _int(name: str, value: object, allowed: range = _INT64, kind: str = "i64") -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise _wrong_type(value, kind)
-    if value not in allowed:
-        raise SamplingFieldError(f"invalid value: integer `{value}`, expected {kind}")
-    return value
+# These messages do not name their field: SGLang's do not.
 
 
-def _int32(name: str, value: object) -> int:
-    return _int(name, value, _INT32, "i32")
+def _int32(value: object) -> int:
+    return integer("", value, INT32, "i32")
 
 
-def _float(name: str, value: object) -> float:
+def _int(value: object) -> int:
+    return integer("", value)
+
+
+def _ints(value: object) -> tuple[int, ...]:
+    return integers("", value)
+
+
+def _bool(value: object) -> bool:
+    return boolean("", value)
+
+
+def _float(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _wrong_type(value, "f64")
+        raise wrong_type(value, "f64")
     try:
         return float(value)
     except OverflowError as error:
         raise SamplingFieldError("invalid value: integer out of range, expected f64") from error
 
 
-def _bool(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong_type(value, "a boolean")
-    return value
-
-
-def _seed(name: str, value: object) -> int:
+def _seed(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise SamplingFieldError(f"{name} must be an integer, got {type(value).__name__}.")
+        raise SamplingFieldError(f"sampling_seed must be an integer, got {type(value).__name__}.")
     return value
 
 
-def _top_k(name: str, value: object) -> int:
-    top_k = _int(name, value)
+def _top_k(value: object) -> int:
+    top_k = _int(value)
     if top_k == -1 or top_k >= WHOLE_VOCABULARY:
         return 0
     if top_k < 1:
@@ -126,27 +118,30 @@ def _top_k(name: str, value: object) -> int:
     return top_k
 
 
-def _strings(name: str, value: object) -> tuple[str, ...]:
+def _strings(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, (list, tuple)):
-        raise _wrong_type(value, "a string or a sequence of strings")
-    for item in value:
-        if not isinstance(item, str):
-            raise _wrong_type(item, "a string")
-    return tuple(item for item in value if item)
+        raise wrong_type(value, "a string or a sequence of strings")
+    return tuple(text for item in value if (text := string("", item)))
 
 
-def _ints(name: str, value: object) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise _wrong_type(value, "a sequence")
-    return tuple(_int(name, item) for item in value)
+def _source(value: object) -> str:
+    return string("", value)
 
 
-def _logit_bias(name: str, value: object) -> tuple[tuple[int, float], ...]:
+def _json_source(value: object) -> str:
+    """A schema or tag as JSON text, or as the object itself."""
     if not isinstance(value, Mapping):
-        raise _wrong_type(value, "a map")
-    return tuple((_token_id(key), _float(name, bias)) for key, bias in value.items())
+        return string("", value)
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise SamplingFieldError(f"a JSON object is needed: {error}") from error
+
+
+def _logit_bias(value: object) -> tuple[tuple[int, float], ...]:
+    return tuple((_token_id(key), _float(bias)) for key, bias in mapping("", value).items())
 
 
 def _token_id(key: object) -> int:
@@ -158,12 +153,12 @@ def _token_id(key: object) -> int:
         ) from error
 
 
-def _anything(name: str, value: object) -> object:
+def _anything(value: object) -> object:
     return value
 
 
 # In the order of the API's table: unknown names are answered with this list.
-_FIELDS: dict[str, Callable[[str, object], Any]] = {
+FIELDS: dict[str, Callable[[object], Any]] = {
     "max_new_tokens": _int32,
     "min_new_tokens": _int32,
     "temperature": _float,
@@ -178,10 +173,10 @@ _FIELDS: dict[str, Callable[[str, object], Any]] = {
     "stop_regex": _strings,
     "n": _int32,
     "beam_width": _int,
-    "json_schema": _anything,
-    "regex": _anything,
-    "ebnf": _anything,
-    "structural_tag": _anything,
+    "json_schema": _json_source,
+    "regex": _source,
+    "ebnf": _source,
+    "structural_tag": _json_source,
     "ignore_eos": _bool,
     "skip_special_tokens": _bool,
     "spaces_between_special_tokens": _bool,
@@ -194,8 +189,8 @@ _FIELDS: dict[str, Callable[[str, object], Any]] = {
 
 # Known names without a field of ours, and the values that ask for nothing.
 _NEUTRAL: dict[str, Callable[[Any], bool]] = {
-    **{name: lambda value: not value for name in (*_GRAMMARS, "stop_regex", "custom_params")},
+    "custom_params": lambda value: not value,  # for custom logit processors
     "beam_width": lambda value: value in (0, 1),
-    "spaces_between_special_tokens": lambda value: value is True,
-    "stream_interval": lambda value: value == 1,
+    # Vocabularies of a tokenizer.json put spaces where their decoder says, whatever this is.
+    "spaces_between_special_tokens": lambda value: True,
 }

@@ -7,7 +7,7 @@ nobody is reading; what a slow consumer has not fetched is kept as one growing c
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from jaxserve.metrics import Metrics
 from jaxserve.request import (
@@ -34,7 +34,7 @@ class TextStream:
         detokenizer: of this sequence.
         abort: stops the engine's work on a sequence that ends here first.
         forget: called once, when the stream has finished.
-        metrics: counts and times.
+        metrics: counts and times; None for a sequence that is not to be counted.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class TextStream:
         *,
         abort: Callable[[str], None],
         forget: Callable[[str], None],
-        metrics: Metrics,
+        metrics: Metrics | None,
     ) -> None:
         self.rid = rid
         self.index = index
@@ -55,6 +55,7 @@ class TextStream:
         self._abort = abort
         self._forget = forget
         self._metrics = metrics
+        self._first_token_s: float | None = None
         self._last_token_s: float | None = None
         self._num_tokens = 0
         self._num_cached = 0
@@ -64,8 +65,11 @@ class TextStream:
         self._waiter: asyncio.Future[None] | None = None
         self._wakes_at_end_only = False
         self._texts: list[str] = []
-        self._token_ids: list[int] = []
+        self._token_ids: list[int] = []  # all of them; the first _num_taken were given out
+        self._num_taken = 0
         self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: list[TokenLogprob] = []
+        self._queue_s: float | None = None
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -83,6 +87,11 @@ class TextStream:
         return self.request.arrival_s
 
     @property
+    def output_ids(self) -> Sequence[int]:
+        """All tokens so far, whether they were fetched or not."""
+        return self._token_ids
+
+    @property
     def finish(self) -> FinishReason | None:
         """Why the sequence ended; None while tokens may still come."""
         return self._finish
@@ -95,7 +104,7 @@ class TextStream:
         """The next chunk, as soon as there is a token or the end."""
         if self._is_exhausted:
             raise StopAsyncIteration
-        if not self._token_ids and self._finish is None:
+        if len(self._token_ids) == self._num_taken and self._finish is None:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
             if self._is_exhausted:  # closed while waiting
@@ -124,7 +133,12 @@ class TextStream:
             return
         self._num_cached = output.num_cached
         self._num_retractions = output.num_retractions
+        if output.queue_s is not None:
+            self._started(output.queue_s)
+        self._prompt_logprobs += output.prompt_logprobs
         finish = output.finish
+        if finish is None and not output.token_ids:  # a piece of a long prompt
+            return
         text_ids = output.token_ids
         if finish is not None and self._trims(finish, text_ids):
             text_ids = text_ids[:-1]
@@ -154,26 +168,47 @@ class TextStream:
             and token_ids[-1] == finish.matched
         )
 
+    @property
+    def _is_streaming(self) -> bool:
+        return not self._wakes_at_end_only
+
+    def _started(self, queue_s: float) -> None:
+        if self._metrics is not None and self._queue_s is None:
+            self._metrics.queued(queue_s)
+        self._queue_s = queue_s
+
     def _count(self, num_tokens: int) -> None:
         now_s = time.perf_counter()
         self._num_tokens += num_tokens
         if self._last_token_s is None:
-            self._metrics.first_token(now_s - self.request.arrival_s)
-        else:
+            self._first_token_s = now_s - self.request.arrival_s
+            if self._metrics is not None:
+                self._metrics.first_token(self._first_token_s, is_streaming=self._is_streaming)
+        elif self._metrics is not None:
             self._metrics.inter_token((now_s - self._last_token_s) / num_tokens)
         self._last_token_s = now_s
 
     def _end(self, finish: FinishReason) -> None:
         self._finish = finish
-        if finish.type == "abort":
-            self._metrics.request_aborted(completion_tokens=self._num_tokens)
-        else:
-            self._metrics.request_finished(
-                e2e_s=time.perf_counter() - self.request.arrival_s,
-                completion_tokens=self._num_tokens,
-                cached_tokens=self._num_cached,
-            )
+        if self._metrics is not None:
+            self._report(self._metrics, finish)
         self._forget(self.rid)
+
+    def _report(self, metrics: Metrics, finish: FinishReason) -> None:
+        if finish.type == "abort":
+            metrics.request_aborted(completion_tokens=self._num_tokens)
+            return
+        decode_s = None
+        if self._first_token_s is not None and self._last_token_s is not None:
+            decode_s = self._last_token_s - self.request.arrival_s - self._first_token_s
+        metrics.request_finished(
+            e2e_s=time.perf_counter() - self.request.arrival_s,
+            completion_tokens=self._num_tokens,
+            prompt_tokens=len(self.request.prompt_ids),
+            cached_tokens=self._num_cached,
+            decode_s=decode_s,
+            is_streaming=self._is_streaming,
+        )
 
     def _wake(self) -> None:
         if self._wakes_at_end_only and self._finish is None:
@@ -186,14 +221,18 @@ class TextStream:
             rid=self.rid,
             index=self.index,
             text="".join(self._texts),
-            token_ids=tuple(self._token_ids),
+            token_ids=tuple(self._token_ids[self._num_taken :]),
             logprobs=tuple(self._logprobs),
+            prompt_logprobs=tuple(self._prompt_logprobs),
             finish=self._finish,
             usage=Usage(len(self.request.prompt_ids), self._num_tokens, self._num_cached),
             num_retractions=self._num_retractions,
+            queue_s=self._queue_s,
+            first_token_s=self._first_token_s,
         )
         self._texts.clear()
-        self._token_ids.clear()
+        self._num_taken = len(self._token_ids)
         self._logprobs.clear()
+        self._prompt_logprobs.clear()
         self._is_exhausted = self._finish is not None
         return chunk

@@ -6,10 +6,12 @@ test launches runs with the flags that a user's server has.
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
+from e2e.live_server import SMALL, LiveServer, launched
 from make_tiny_checkpoint import make_tiny_llama
 
 from jaxserve.weights.demo import demo_model_path
@@ -49,3 +51,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compilation_cache_dir() -> str:
     """For ``EngineConfig.compilation_cache_dir``: an engine in this process sets the flag too."""
     return str(CACHE)
+
+
+@pytest.fixture(scope="session")
+def demo_server(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """The embedded default model, served once for the whole run.
+
+    ``demo_model`` has only made sure that it is fetched.
+    """
+    log_path = tmp_path_factory.mktemp("demo-server") / "log"
+    with launched(log_path, f"{SMALL} --max-total-tokens 4096") as server:
+        yield server

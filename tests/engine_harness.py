@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxserve.config import EngineConfig
-from jaxserve.engine import Engine, build_engine
+from jaxserve.constrained import Matcher
+from jaxserve.engine import Engine
+from jaxserve.engine_builder import build_engine
 from jaxserve.metrics import Metrics
 from jaxserve.model_config import ModelConfig
 from jaxserve.request import FinishReason, Request, SamplingParams, TokenLogprob, TokenOutput
@@ -22,17 +24,22 @@ class Output:
     rid: str
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: FinishReason | None = None
     num_cached: int = 0
     num_retractions: int = 0
+    queue_s: list[float] = field(default_factory=list)
 
     def add(self, output: TokenOutput) -> None:
         assert self.finish is None, "an output came after the last one"
         self.tokens.extend(output.token_ids)
         self.logprobs.extend(output.logprobs)
+        self.prompt_logprobs.extend(output.prompt_logprobs)
         self.finish = output.finish
         self.num_cached = output.num_cached
         self.num_retractions = output.num_retractions
+        if output.queue_s is not None:
+            self.queue_s.append(output.queue_s)
 
 
 class EngineHarness:
@@ -47,11 +54,13 @@ class EngineHarness:
         prompts: Sequence[Sequence[int]],
         sampling: SamplingParams | Sequence[SamplingParams],
         *,
+        constraints: Sequence[Matcher | None] | None = None,
         on_output: Callable[[Output], None] = lambda output: None,
     ) -> list[Output]:
         """Submit all at once, wait for all."""
         each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
-        return asyncio.run(self._run(prompts, each, on_output))
+        matchers = constraints or [None] * len(prompts)
+        return asyncio.run(self._run(prompts, each, matchers, on_output))
 
     def run_one_by_one(
         self, prompts: Sequence[Sequence[int]], sampling: Sequence[SamplingParams]
@@ -69,6 +78,7 @@ class EngineHarness:
         self,
         prompts: Sequence[Sequence[int]],
         sampling: Sequence[SamplingParams],
+        matchers: Sequence[Matcher | None],
         on_output: Callable[[Output], None],
     ) -> list[Output]:
         outputs = [Output(next(self._rids)) for _ in prompts]
@@ -83,11 +93,13 @@ class EngineHarness:
 
             return deliver
 
-        for prompt, params, output, event in zip(prompts, sampling, outputs, done, strict=True):
+        for prompt, params, matcher, output, event in zip(
+            prompts, sampling, matchers, outputs, done, strict=True
+        ):
             request = Request(
                 rid=output.rid, prompt_ids=tuple(prompt), sampling=params, arrival_s=0.0
             )
-            self.engine.submit(request, deliver_to(output, event))
+            self.engine.submit(request, deliver_to(output, event), matcher)
         async with asyncio.timeout(120):
             for event in done:
                 await event.wait()

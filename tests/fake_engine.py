@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import TypeVar
 
 from jaxserve.config import EngineConfig
+from jaxserve.constrained import GrammarCompiler, Matcher
 from jaxserve.errors import EngineDeadError
 from jaxserve.llm import LLM
 from jaxserve.metrics import EngineStats, Metrics
@@ -13,6 +15,7 @@ from jaxserve.request import FinishReason, Request, TokenLogprob, TokenOutput
 from jaxserve.text import Tokenizer
 
 Deliver = Callable[[TokenOutput], None]
+T = TypeVar("T")
 
 ANSWER = "Paris is 你好 the capital. END more"  # some tokens are parts of a character
 
@@ -26,13 +29,17 @@ class FakeEngine:
         self.is_alive = True
         self.is_running = True
         self.requests: list[Request] = []
+        self.constraints: list[Matcher | None] = []
         self.aborted: list[str] = []
+        self.calls: list[object] = []  # of pause, resume and the profiler
+        self.is_paused = False
         self._alive: dict[str, tuple[Deliver, asyncio.AbstractEventLoop]] = {}
 
-    def submit(self, request: Request, deliver: Deliver) -> None:
+    def submit(self, request: Request, deliver: Deliver, constraint: Matcher | None = None) -> None:
         if not self.is_alive:
             raise EngineDeadError("the engine died: RuntimeError: planned")
         self.requests.append(request)
+        self.constraints.append(constraint)
         loop = asyncio.get_running_loop()
         self._alive[request.rid] = (deliver, loop)
         loop.call_soon(self._turn, request, list(self.answer(request)), 0)
@@ -90,6 +97,31 @@ class FakeEngine:
         done.set_result(not self._alive)
         return done
 
+    def pause(self, mode: str) -> Future[int]:
+        self.is_paused = True
+        return self._called(mode, 1)
+
+    def resume(self) -> Future[None]:
+        self.is_paused = False
+        return self._called("resume", None)
+
+    def start_profile(
+        self,
+        output_dir: str | None = None,
+        num_steps: int | None = None,
+        start_step: int | None = None,
+    ) -> Future[None]:
+        return self._called((output_dir, num_steps, start_step), None)
+
+    def stop_profile(self) -> Future[None]:
+        return self._called("stop", None)
+
+    def _called(self, what: object, result: T) -> Future[T]:
+        self.calls.append(what)
+        done: Future[T] = Future()
+        done.set_result(result)
+        return done
+
     def stats(self) -> EngineStats:
         return EngineStats(num_running=len(self._alive))
 
@@ -106,6 +138,7 @@ def fake_llm(
     context_len: int = 64,
     max_total_num_tokens: int = 1000,
     random_seed: int | None = 0,
+    grammars: GrammarCompiler | None = None,
 ) -> tuple[LLM, FakeEngine]:
     """An LLM around a ``FakeEngine``."""
     engine = FakeEngine(answer, tokenizer.eos_token_ids)
@@ -118,7 +151,7 @@ def fake_llm(
         model_type="llama",
         architectures=("LlamaForCausalLM",),
         load_format="dummy",
-        has_chat_template=True,
+        chat_template=tokenizer.chat_template,
     )
     parts = ModelParts(
         engine=engine,
@@ -126,5 +159,6 @@ def fake_llm(
         info=info,
         config=EngineConfig(random_seed=random_seed),
         metrics=Metrics("fake"),
+        grammars=grammars,
     )
     return LLM.from_parts(parts), engine

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,14 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModelParts]:
 
     monkeypatch.setattr(model_parts, "build_engine", build)
 
-    def load(path: Path, served_model_name: str | None = None, **fields: Any) -> ModelParts:
+    def load(
+        path: Path,
+        served_model_name: str | None = None,
+        parsers: Mapping[str, str] | None = None,
+        **fields: Any,
+    ) -> ModelParts:
         config = EngineConfig(model_path=str(path), load_format="dummy", **fields)
-        return load_model(config, served_model_name)
+        return load_model(config, served_model_name, **(parsers or {}))
 
     return load
 
@@ -92,3 +97,39 @@ def test_tokenizer_path(
     assert parts.info.tokenizer_path == str(demo_model)
     with pytest.raises(ModelNotFoundError, match="--tokenizer-path ./nowhere cannot be found"):
         load(checkpoint, tokenizer_path="./nowhere")
+
+
+# --- parsers and grammars ---
+
+
+def test_parsers_are_named_or_told_from_the_template(
+    load: Callable[..., ModelParts], checkpoint: Path, tmp_path: Path
+) -> None:
+    info = load(checkpoint).info
+    assert (info.reasoning_parser, info.tool_call_parser) == (None, None)
+    info = load(checkpoint, None, {"reasoning_parser": "qwen3", "tool_call_parser": "hermes"}).info
+    assert (info.reasoning_parser, info.tool_call_parser) == ("qwen3", "hermes")
+    auto = {"reasoning_parser": "auto", "tool_call_parser": "auto"}
+    info = load(checkpoint, None, auto).info  # its template knows of neither
+    assert (info.reasoning_parser, info.tool_call_parser) == (None, None)
+    template = tmp_path / "thinks.jinja"
+    template.write_text("{% if enable_thinking %}<think>{% endif %}</think>{{ messages }}")
+    info = load(checkpoint, None, auto, chat_template=str(template)).info
+    assert info.reasoning_parser is not None
+    assert info.chat_template == template.read_text()
+
+
+@pytest.mark.parametrize("name", ["reasoning_parser", "tool_call_parser"])
+def test_unknown_parsers_are_refused(
+    load: Callable[..., ModelParts], checkpoint: Path, name: str
+) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    with pytest.raises(ConfigError, match=f"{flag} must be auto or one of .*; got 'nope'"):
+        load(checkpoint, None, {name: "nope"})
+
+
+def test_grammars_need_a_backend(load: Callable[..., ModelParts], checkpoint: Path) -> None:
+    parts = load(checkpoint)
+    assert parts.grammars is not None
+    parts.grammars.close()
+    assert load(checkpoint, grammar_backend="none").grammars is None

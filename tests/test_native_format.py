@@ -1,6 +1,9 @@
 import time
+from typing import Any
 
-from jaxserve.native_format import GenerateState, finish_reason_dict
+import pytest
+
+from jaxserve.native_format import AnswerFormat, GenerateState, ReasoningSpan, finish_reason_dict
 from jaxserve.request import FinishReason, TextChunk, TokenLogprob, Usage
 
 
@@ -15,6 +18,19 @@ def chunk(text: str, *ids: int, done: int, finish: FinishReason | None = None) -
         usage=Usage(4, done, 2),
         num_retractions=1,
     )
+
+
+def state_of(**answer_format: Any) -> GenerateState:
+    arrival_s = time.perf_counter()
+    return GenerateState(
+        "r", [5, 6, 7, 8], arrival_s, AnswerFormat(weight_version="v1", **answer_format)
+    )
+
+
+def meta_of(state: GenerateState) -> dict[str, Any]:
+    meta = state.body()["meta_info"]
+    assert isinstance(meta, dict)
+    return meta
 
 
 def test_finish_reasons() -> None:
@@ -33,7 +49,7 @@ def test_finish_reasons() -> None:
 
 
 def test_bodies_are_cumulative_and_independent() -> None:
-    state = GenerateState("r", 4, time.perf_counter(), weight_version="v1")
+    state = state_of()
     state.add(chunk("a", 1, done=1))
     first = state.body()
     state.add(chunk("b", 2, 3, done=3, finish=FinishReason("length")))
@@ -54,19 +70,84 @@ def test_bodies_are_cumulative_and_independent() -> None:
         "reasoning_tokens": 0,
     }
     assert isinstance(first["meta_info"], dict) and "e2e_latency" not in first["meta_info"]
-    assert state.text == "ab" and state.finish == FinishReason("length")
+    assert state.finish == FinishReason("length")
     assert state.usage == Usage(4, 3, 2)
 
 
 def test_logprob_lists_hold_value_id_and_text() -> None:
-    state = GenerateState("r", 4, 0.0, weight_version="v", num_logprobs=2, decode_token=str)
+    state = state_of(num_logprobs=2, decode_token=str)
     state.add(chunk("a", 1, done=1))
-    meta = state.body()["meta_info"]
-    assert isinstance(meta, dict)
+    meta = meta_of(state)
     assert meta["output_token_logprobs"] == [[-1.0, 1, "1"]]
     assert meta["output_top_logprobs"] == [[[-1.0, 1, "1"], [-2.0, 9, "9"]]]
-    only_chosen = GenerateState("r", 4, 0.0, weight_version="v", num_logprobs=0)
+    assert meta["input_token_logprobs"] == meta["input_top_logprobs"] == []
+    assert "output_token_ids_logprobs" not in meta
+    only_chosen = state_of(num_logprobs=0)
     only_chosen.add(chunk("a", 1, done=1))
-    meta = only_chosen.body()["meta_info"]
-    assert isinstance(meta, dict) and "output_top_logprobs" not in meta
+    meta = meta_of(only_chosen)
+    assert "output_top_logprobs" not in meta
     assert meta["output_token_logprobs"] == [[-1.0, 1, None]]
+
+
+def test_prompt_logprobs_are_null_at_position_0_only() -> None:
+    state = state_of(num_logprobs=1, has_logprob_ids=True)
+    items = (
+        TokenLogprob(5, None),
+        TokenLogprob(6, -0.5, ((6, -0.5),), ((3, -4.0), (4, -5.0))),
+    )
+    state.add(chunk("a", 1, done=1)._replace(prompt_logprobs=items))
+    state.add(chunk("b", 2, done=2))
+    meta = meta_of(state)
+    assert meta["input_token_logprobs"] == [[None, 5, None], [-0.5, 6, None]]
+    assert meta["input_top_logprobs"] == [None, [[-0.5, 6, None]]]
+    assert meta["input_token_ids_logprobs"] == [None, [[-4.0, 3, None], [-5.0, 4, None]]]
+    assert len(meta["output_token_logprobs"]) == meta["output_token_logprobs_length"] == 2
+
+
+def test_an_incremental_body_holds_what_is_new() -> None:
+    state = state_of(num_logprobs=0, is_incremental=True)
+    state.add(chunk("a", 1, done=1))
+    state.add(chunk("b", 2, done=2))
+    body = state.body()
+    assert (body["text"], body["output_ids"]) == ("b", [2])
+    assert meta_of(state)["output_token_logprobs"] == [[-1.0, 2, None]]
+    assert meta_of(state)["output_token_logprobs_length"] == 2
+    assert meta_of(state)["completion_tokens"] == 2
+
+
+def test_prompt_ids_are_shown_on_demand() -> None:
+    state = state_of(shows_prompt_ids=True)
+    assert state.body()["prompt_token_ids"] == [5, 6, 7, 8]
+    assert "prompt_token_ids" not in state_of().body()
+
+
+def test_reasoning_tokens_count_to_the_end_of_the_reasoning() -> None:
+    state = state_of(reasoning=ReasoningSpan((3, 4)))
+    for done, ids in enumerate(((1, 3), (3,), (4, 7), (3, 4)), start=1):
+        state.add(chunk("a", *ids, done=done))
+    assert meta_of(state)["reasoning_tokens"] == 4
+    for start_id, count in ((None, 3), (1, 3), (2, 0)):
+        endless = state_of(reasoning=ReasoningSpan((9,), start_id))
+        endless.add(chunk("a", 1, 2, done=2))
+        endless.add(chunk("a", 2, done=3))
+        assert meta_of(endless)["reasoning_tokens"] == count
+
+
+def test_times_come_at_the_end() -> None:
+    state = state_of(has_times=True)
+    state.add(chunk("a", 1, done=1))
+    assert "request_received_ts" not in meta_of(state)
+    last = chunk("b", 2, done=2, finish=FinishReason("length"))
+    state.add(last._replace(queue_s=1e-7, first_token_s=2e-7))
+    meta = meta_of(state)
+    assert meta["queue_time"] == 1e-7
+    assert meta["forward_entry_time"] == meta["request_received_ts"] + 1e-7
+    assert meta["first_token_latency"] == 2e-7 <= meta["e2e_latency"]
+    assert meta["decode_throughput"] > 0
+    assert (
+        meta["request_received_ts"]
+        <= meta["prefill_finished_time"]
+        <= meta["request_finished_ts"]
+        <= meta["response_sent_to_client_ts"] + 1e-3
+    )
+    assert meta["response_sent_to_client_ts"] == pytest.approx(time.time(), abs=60)

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from jaxserve.errors import InvalidRequestError, UnsupportedFeatureError
-from jaxserve.request import SamplingParams
+from jaxserve.request import Grammar, SamplingParams
 from jaxserve.sampling_dict import SamplingFieldError, sampling_params_from_dict
 
 # What SGLang's own frontend sends with every gen(), and its router with every request.
@@ -25,8 +25,11 @@ def params(**given: Any) -> SamplingParams:
 
 
 def test_nothing_and_neutral_values_are_the_defaults() -> None:
-    neutral = {"regex": "", "stop_regex": "", "custom_params": {}, "beam_width": 1}
-    for given in (None, {}, FRONTEND, neutral, {"stream_interval": 1, "top_k": 2**30}):
+    neutral = {
+        "regex": "", "stop_regex": "", "custom_params": {}, "beam_width": 1, "top_k": 2**30,
+        "spaces_between_special_tokens": False,
+    }  # fmt: skip
+    for given in (None, {}, FRONTEND, neutral):
         assert sampling_params_from_dict(given) == (SamplingParams(), 1)
 
 
@@ -42,7 +45,8 @@ def test_every_field_arrives() -> None:
             "min_p": 0.25, "frequency_penalty": 1, "presence_penalty": -1.5,
             "repetition_penalty": 1.25, "stop": ["a", "", "b"], "stop_token_ids": [3, 4], "n": 3,
             "ignore_eos": True, "skip_special_tokens": False, "no_stop_trim": True,
-            "logit_bias": {"7": -100, "8": 0.5}, "sampling_seed": -9,
+            "logit_bias": {"7": -100, "8": 0.5}, "sampling_seed": -9, "stop_regex": ["a+", "", "b"],
+            "stream_interval": 4, "regex": "", "ebnf": "root ::= x",
         }
     )  # fmt: skip
     assert n == 3
@@ -50,7 +54,8 @@ def test_every_field_arrives() -> None:
         max_new_tokens=5, min_new_tokens=2, temperature=0.0, top_p=0.5, top_k=7, min_p=0.25,
         frequency_penalty=1.0, presence_penalty=-1.5, repetition_penalty=1.25, stop=("a", "b"),
         stop_token_ids=(3, 4), ignore_eos=True, skip_special_tokens=False, no_stop_trim=True,
-        logit_bias=((7, -100.0), (8, 0.5)), seed=-9,
+        logit_bias=((7, -100.0), (8, 0.5)), seed=-9, stop_regex=("a+", "b"), stream_interval=4,
+        grammar=Grammar("ebnf", "root ::= x"),
     )  # fmt: skip
     assert type(found.temperature) is float
     assert params(stop="one").stop == ("one",)
@@ -145,16 +150,8 @@ def test_at_most_32_stop_strings() -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        {"stop_regex": "a+"},
-        {"stop_regex": ["a+"]},
-        {"json_schema": "{}"},
-        {"regex": "a"},
-        {"ebnf": "root ::= x"},
-        {"structural_tag": "{}"},
         {"beam_width": 2},
         {"custom_params": {"a": 1}},
-        {"stream_interval": 5},
-        {"spaces_between_special_tokens": False},
     ],
 )
 def test_what_is_not_built_is_named(given: dict[str, Any]) -> None:
@@ -166,3 +163,30 @@ def test_what_is_not_built_is_named(given: dict[str, Any]) -> None:
 def test_two_grammars_are_a_contradiction() -> None:
     with pytest.raises(InvalidRequestError, match="Only one of json_schema, regex, ebnf, or"):
         params(regex="a", ebnf="b")
+
+
+@pytest.mark.parametrize("kind", ["json_schema", "regex", "ebnf", "structural_tag"])
+def test_each_kind_of_grammar(kind: str) -> None:
+    assert params(**{kind: "x"}).grammar == Grammar(kind, "x")  # type: ignore[arg-type]
+    with pytest.raises(SamplingFieldError, match="invalid type: integer `3`, expected a string"):
+        params(**{kind: 3})
+
+
+@pytest.mark.parametrize("kind", ["json_schema", "structural_tag"])
+def test_what_is_json_may_be_an_object(kind: str) -> None:
+    assert params(**{kind: {"a": 1}}).grammar == Grammar(kind, '{"a": 1}')  # type: ignore[arg-type]
+    with pytest.raises(SamplingFieldError, match="a JSON object is needed"):
+        params(**{kind: {"a": {1, 2}}})
+
+
+def test_stop_regexes_are_few_and_short() -> None:
+    assert len(params(stop_regex=["x"] * 32).stop_regex) == 32
+    for given, message in (
+        (["x"] * 33, "at most 32 stop_regex patterns are allowed, got 33"),
+        ("é" * 129, "a stop_regex may have at most 256 bytes, one of 258 was given; shorten it"),
+    ):
+        with pytest.raises(InvalidRequestError) as caught:
+            params(stop_regex=given)
+        assert str(caught.value) == message
+    with pytest.raises(InvalidRequestError, match="stream_interval must be at least 1, got 0"):
+        params(stream_interval=0)

@@ -1,4 +1,4 @@
-"""The last look at a step's page ids before they reach the device.
+"""The last look at a step's ids before they reach the device.
 
 A kernel reads and writes where it is told to: an id that is out of range would be somebody
 else's memory, and wrong tokens or a dead process much later.  Each array is looked at once, for
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxserve.batch import StepInputs
+from jaxserve.batch import StepInputs, TokenMasks
 from jaxserve.models import check_page_table
 
 
@@ -32,6 +32,21 @@ class PageBounds:
                 f"write_slots[{token}] is {slots[token]}; allowed is 0 to {num_slots - 1}, the "
                 f"tokens of {self.num_pages} pages of {self.page_size}"
             )
+
+
+def check_masks(masks: TokenMasks, inputs: StepInputs, vocab_size: int) -> None:
+    """Raise ValueError if masks are not of the step's rows or not of the vocabulary's width."""
+    num_words = -(-vocab_size // 32)
+    if masks.bits.shape != (len(masks.rows), num_words) or masks.bits.dtype != np.uint32:
+        raise ValueError(
+            f"token masks are {masks.bits.dtype}{list(masks.bits.shape)}; {len(masks.rows)} rows "
+            f"over {vocab_size} tokens need uint32[{len(masks.rows)}, {num_words}]"
+        )
+    num_rows = inputs.bucket.num_rows
+    if len(masks.rows) and not 0 <= masks.rows.min() <= masks.rows.max() < num_rows:
+        raise ValueError(
+            f"token masks of rows {masks.rows.tolist()}; the step has rows 0 to {num_rows - 1}"
+        )
 
 
 def _largest(values: np.ndarray) -> int:

@@ -14,22 +14,25 @@ import jax.numpy as jnp
 from jaxserve.config import GIB, EngineConfig
 from jaxserve.errors import ConfigError
 from jaxserve.executor.sharding import POOL_AXES, Placement
+from jaxserve.executor.slots import (
+    MAX_LOGPROB_TOKEN_IDS,
+    SlotTables,
+    num_mask_words,
+    slot_bytes,
+)
 from jaxserve.model_config import ModelConfig
 from jaxserve.models import BF16_BITS, KVPool
 from jaxserve.shard_plan import plan_shards
-
-_SLOT_STATE_ITEMSIZE = 8  # per slot and vocabulary entry: i32 token_info and f32 logit_bias
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """What one step leaves for the next.  S slots, V vocabulary; slot 0 is padding."""
+    """What one step leaves for the next.  S slots; slot 0 is padding."""
 
     kv: KVPool
     last_tokens: jax.Array  # i32[S]
-    token_info: jax.Array  # i32[S, V]
-    logit_bias: jax.Array  # f32[S, V]
+    slots: SlotTables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +88,7 @@ def plan_memory(
     """
     assert config.max_running_requests and config.context_length and config.mem_fraction_static
     num_slots = config.max_running_requests + 1
-    slot_bytes = num_slots * (model.vocab_size * _SLOT_STATE_ITEMSIZE + 4)
+    all_slot_bytes = num_slots * slot_bytes(model.vocab_size)
     per_token = (
         2 * model.num_layers * plan_shards(model, config.tp_size).num_kv_heads * model.head_dim
         * kv_dtype(config, platform).itemsize
@@ -95,14 +98,14 @@ def plan_memory(
     page_bytes = per_token * config.page_size
     if config.max_total_tokens is not None:
         num_pages = config.max_total_tokens // config.page_size + 1
-        budget = free_bytes - weight_bytes - slot_bytes
+        budget = free_bytes - weight_bytes - all_slot_bytes
     else:
-        budget = int(free_bytes * config.mem_fraction_static) - weight_bytes - slot_bytes
+        budget = int(free_bytes * config.mem_fraction_static) - weight_bytes - all_slot_bytes
         num_pages = min(useful_pages, _rounded_down(budget // page_bytes, platform))
     if num_pages < 2 or num_pages * page_bytes > budget:
         raise ConfigError(
             f"no room for the KV pool: {free_bytes / GIB:.2f} GiB free, weights take "
-            f"{weight_bytes / GIB:.2f}, per-slot state {slot_bytes / GIB:.2f}, and "
+            f"{weight_bytes / GIB:.2f}, per-slot state {all_slot_bytes / GIB:.2f}, and "
             f"{max(num_pages, 2) * page_bytes / GIB:.3f} are wanted for keys and values "
             f"({per_token} bytes a token). Raise --mem-fraction-static "
             f"({config.mem_fraction_static}), or lower --max-total-tokens or "
@@ -111,7 +114,7 @@ def plan_memory(
     return MemoryPlan(
         free_bytes=free_bytes,
         weight_bytes=weight_bytes,
-        slot_bytes=slot_bytes,
+        slot_bytes=all_slot_bytes,
         bytes_per_token=per_token,
         num_pages=num_pages,
         page_size=config.page_size,
@@ -144,11 +147,16 @@ def state_specs(
     shape = (num_pages, placement.plan.num_kv_heads, page_size, model.head_dim)
     pool = struct(shape, dtype, POOL_AXES)
     table = (num_slots, model.vocab_size)
+    masks = (num_slots, num_mask_words(model.vocab_size))
     return DeviceState(
         kv=KVPool(k=(pool,) * model.num_layers, v=(pool,) * model.num_layers),
         last_tokens=struct((num_slots,), jnp.int32),
-        token_info=struct(table, jnp.int32),
-        logit_bias=struct(table, jnp.float32),
+        slots=SlotTables(
+            token_info=struct(table, jnp.int32),
+            logit_bias=struct(table, jnp.float32),
+            token_masks=struct(masks, jnp.uint32),
+            logprob_ids=struct((num_slots, MAX_LOGPROB_TOKEN_IDS), jnp.int32),
+        ),
     )
 
 

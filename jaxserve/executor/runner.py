@@ -1,21 +1,24 @@
 """The device side of a step: one jitted call, launched without waiting, fetched later."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxserve.batch import Bucket, StepInputs, StepResult
+from jaxserve.batch import Bucket, Mode, PromptBlock, StepInputs, StepResult, TokenMasks
 from jaxserve.config import DeviceInfo, EngineConfig
-from jaxserve.executor.bounds import PageBounds
+from jaxserve.executor.bounds import PageBounds, check_masks
 from jaxserve.executor.kv_pool import DeviceState, kv_dtype, make_state, state_specs
+from jaxserve.executor.logprobs import Logprobs
 from jaxserve.executor.packing import pack, packed_len
-from jaxserve.executor.sampler import Sampled, init_slot, set_slot
+from jaxserve.executor.prompt_logprobs import PromptScorer, empty_block, join_blocks
+from jaxserve.executor.sampler import Sampled
 from jaxserve.executor.sharding import Placement
+from jaxserve.executor.slots import SlotWriter
 from jaxserve.executor.step import trace_step
 from jaxserve.executor.warmup import CompileCounter, compile_all
 from jaxserve.model_config import ModelConfig
@@ -29,17 +32,22 @@ class PendingStep:
 
     sampled: Sampled
     wants_logprobs: bool
+    prompt: tuple[Logprobs, ...] = ()  # of its prompt blocks
 
     def fetch(self) -> StepResult:
         """Wait for the step and bring its tokens to the host: the only call that blocks."""
         token_ids = np.asarray(self.sampled.token_ids)
+        prompt = join_blocks(self.prompt)
         if not self.wants_logprobs:
-            return StepResult(token_ids)
+            return StepResult(token_ids, prompt=prompt)
+        found = jax.tree.map(np.asarray, self.sampled.logprobs)
         return StepResult(
             token_ids,
-            np.asarray(self.sampled.logprobs),
-            np.asarray(self.sampled.top_logprobs),
-            np.asarray(self.sampled.top_token_ids),
+            logprobs=found.chosen,
+            top_logprobs=found.top,
+            top_token_ids=found.top_token_ids,
+            id_logprobs=found.named,
+            prompt=prompt,
         )
 
 
@@ -68,9 +76,22 @@ class ModelRunner:
         self.compile_counter = CompileCounter()
         started = time.monotonic()
         self._steps: Mapping[Bucket, Any] = compile_all(
-            buckets, self.lower_step, num_threads=num_compile_threads
+            buckets, self.lower_step, num_threads=num_compile_threads, what="buckets"
         )
-        self._set_slot = self._compile_set_slot()
+        self._writer = SlotWriter(
+            state.slots,
+            placement,
+            max_masks=max((bucket.num_rows for bucket in buckets), default=1),
+            num_threads=num_compile_threads,
+        )
+        self._scorer = PromptScorer(
+            model,
+            placement,
+            leaves,
+            state.slots.logprob_ids,
+            [self._steps[bucket].out_info[2] for bucket in _extends(buckets)],
+            num_threads=num_compile_threads,
+        )
         self.compile_s = time.monotonic() - started
         self._run_smallest()
         self.compile_counter.freeze()
@@ -80,24 +101,32 @@ class ModelRunner:
         """Number of executables."""
         return len(self._steps)
 
-    def launch(self, inputs: StepInputs) -> PendingStep:
+    def launch(self, inputs: StepInputs, masks: TokenMasks | None = None) -> PendingStep:
         """Enqueue one step and return at once; steps execute in the order of the calls.
 
+        Args:
+            inputs: the step.
+            masks: what some of its rows may sample.  The arrays are copied: the caller may write
+                to them again after the call.
+
         Raises:
-            ValueError: a page id outside the pool, which no device would notice.
+            ValueError: a page id outside the pool, which no device would notice, or masks that
+                do not fit the step.
         """
         self._bounds.check(inputs)
-        for init in inputs.slot_inits:
-            info, bias = init_slot(init, self._state.token_info.shape[1])
-            token_info, logit_bias = self._set_slot(
-                self._state.token_info, self._state.logit_bias, np.int32(init.slot), info, bias
-            )
-            self._state = DeviceState(
-                self._state.kv, self._state.last_tokens, token_info, logit_bias
-            )
-        self._state, sampled = self._steps[inputs.bucket](self._leaves, self._state, pack(inputs))
+        if masks is not None:
+            check_masks(masks, inputs, self._state.slots.token_info.shape[1])
+        if masks is not None or inputs.slot_inits:
+            slots = self._writer.write(self._state.slots, inputs, masks)
+            self._state = replace(self._state, slots=slots)
+        packed = pack(inputs, None if masks is None else masks.rows)
+        sampled, hidden = self._run(inputs.bucket, packed)
         sampling = inputs.sampling
-        return PendingStep(sampled, bool((sampling.wants_logprobs & sampling.samples).any()))
+        return PendingStep(
+            sampled,
+            bool((sampling.wants_logprobs & sampling.samples).any()),
+            self._score(hidden, inputs.prompt_blocks),
+        )
 
     def close(self) -> None:
         """Let go of what outlives the runner.  Call it once, after the last step."""
@@ -113,26 +142,34 @@ class ModelRunner:
         )
         return traced.lower(lowering_platforms=platforms)
 
-    def _compile_set_slot(self) -> Any:
-        tables = (self._state.token_info, self._state.logit_bias)
-        struct = self._placement.struct
-        row = (tables[0].shape[1],)
-        lowered = jax.jit(set_slot, donate_argnums=(0, 1)).lower(
-            *tables, struct((), jnp.int32), struct(row, jnp.int32), struct(row, jnp.float32)
-        )
-        return lowered.compile()
+    def _run(self, bucket: Bucket, packed: np.ndarray) -> tuple[Sampled, jax.Array | None]:
+        step = self._steps[bucket]
+        self._state, sampled, hidden = step(self._leaves, self._state, packed)
+        return sampled, hidden
+
+    def _score(
+        self, hidden: jax.Array | None, blocks: tuple[PromptBlock, ...]
+    ) -> tuple[Logprobs, ...]:
+        if not blocks:
+            return ()
+        assert hidden is not None, "prompt blocks in a step that computes no prompt"
+        return self._scorer.launch(self._leaves, hidden, self._state.slots.logprob_ids, blocks)
 
     def _run_smallest(self) -> None:
         """Run the smallest step of each mode on padding: a program that cannot run fails here."""
         smallest = {bucket.mode: bucket for bucket in sorted(self._steps, key=_cost, reverse=True)}
         for bucket in smallest.values():
-            packed = np.zeros(packed_len(bucket), np.int32)
-            self._state, sampled = self._steps[bucket](self._leaves, self._state, packed)
-            jax.block_until_ready(sampled.token_ids)
+            sampled, hidden = self._run(bucket, np.zeros(packed_len(bucket), np.int32))
+            blocks = (empty_block(),) if bucket.mode is Mode.EXTEND else ()
+            jax.block_until_ready((sampled, self._score(hidden, blocks)))
 
 
 def _cost(bucket: Bucket) -> int:
     return bucket.num_tokens * bucket.pages_per_row
+
+
+def _extends(buckets: Iterable[Bucket]) -> list[Bucket]:
+    return [bucket for bucket in buckets if bucket.mode is Mode.EXTEND]
 
 
 def make_model(config: EngineConfig, model_config: ModelConfig, platform: str) -> Model:

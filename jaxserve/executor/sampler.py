@@ -1,22 +1,25 @@
 """Logits to tokens, inside the jitted step: one pure function for every kind of row.
 
 Order of a row's logits (SGLang's): frequency and presence penalty, repetition penalty,
-logit_bias, stop ids masked while shorter than ``min_len``; then temperature; then top_k,
-top_p and min_p (``truncation``); then one draw.
+logit_bias, stop ids masked while shorter than ``min_len``, the row's token mask; then
+temperature; then top_k, top_p and min_p (``truncation``); then one draw.
 
 - **A row's randomness** is ``fold_in(seed, kv_len)``: neither its company nor the bucket,
   its place in the batch or the cache can change it.
 - **Logprobs** are those of the temperature-scaled distribution after penalties and bias and
   before truncation (SGLang's default); temperature 0 counts as 1.
 - NaN logits count as -inf and +inf as the largest float, so that every id is in range.
+- **A token mask always holds**: what it leaves is chosen whatever the logits are, and where it
+  leaves only stop ids, ``min_len`` gives way.
 
 Every feature is behind a conditional on a scalar that the host computes: a step in which no
 row uses it does not pay for it, and none of them changes the shape of the program.  There is no
 loop: on a GPU the conditionals are part of the step's one CUDA graph, a loop would end it.
 
-Axis letters: B rows, V vocabulary, S slots, K = MAX_TOP_LOGPROBS.
+Axis letters: B rows, V vocabulary, M mask words.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -24,50 +27,33 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxserve.batch import SlotInit
 from jaxserve.executor import blocks, truncation
+from jaxserve.executor.logprobs import Logprobs, logprobs, no_logprobs
 from jaxserve.executor.sampling import GREEDY_TEMPERATURE, PackedSampling, Sampling
-
-MAX_TOP_LOGPROBS = 20  # request.py's, which this layer may not import; a test holds them equal
-
-MIN_LOGPROB = -9999.0  # what OpenAI's API says for "very unlikely"; -inf is not JSON
-
-# A token_info entry: how often the output holds this token, and two facts about it.
-COUNT_MASK = (1 << 24) - 1
-IN_PROMPT = 1 << 24
-IS_STOP = 1 << 25
+from jaxserve.executor.slots import COUNT_MASK, IN_PROMPT, IS_STOP, MASK_BITS, SlotTables
 
 _MAX_TEMPERATURE = 1e30  # uniform for any logits a model has
 _F32_MAX = float(np.finfo(np.float32).max)
-_F32_TINY = float(np.finfo(np.float32).tiny)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What one step sampled; the logprob arrays are zero where a row did not ask."""
+    """What one step sampled; the logprobs are zero where a row did not ask."""
 
     token_ids: Array  # i32[B]
-    logprobs: Array  # f32[B]
-    top_logprobs: Array  # f32[B, K], most likely first
-    top_token_ids: Array  # i32[B, K]
+    logprobs: Logprobs
 
 
 def sample(
-    logits: Array,
-    packed: PackedSampling,
-    token_info: Array,
-    logit_bias: Array,
-    row_slots: Array,
-    kv_lens: Array,
+    logits: Array, packed: PackedSampling, slots: SlotTables, row_slots: Array, kv_lens: Array
 ) -> Sampled:
     """Samples one token per row.
 
     Args:
         logits: f32[B, V].
         packed: the rows' parameters.
-        token_info: i32[S, V], see ``init_slot``; read only.
-        logit_bias: f32[S, V]; read only.
+        slots: what the slots hold; read only.
         row_slots: i32[B]; padding rows point at slot 0.
         kv_lens: i32[B]; tokens before the one being sampled, so also its position.
 
@@ -76,27 +62,43 @@ def sample(
     """
 
     def greedy() -> Sampled:
-        return _without_logprobs(blocks.argmax(_clean(logits)))
+        token_ids = blocks.argmax(without_nan(logits))
+        return Sampled(token_ids, no_logprobs(len(token_ids), num_named))
 
     def full() -> Sampled:
-        return _choose(adjusted(), packed, kv_lens)
+        # One conditional of four branches: each copies the logits, as a second one would again.
+        changes = (lambda: without_nan(logits), adjust, mask, lambda: mask(*adjusted_and_stops()))
+        return _choose(lax.switch(packed.change, changes), packed, kv_lens, named_ids)
 
-    def adjusted() -> Array:
-        return lax.cond(packed.any_adjusted, adjust, lambda: _clean(logits))
+    def adjusted_and_stops() -> tuple[Array, Array]:
+        sampling = packed.unpack()
+        info = slots.token_info.at[row_slots].get(mode="promise_in_bounds")  # [B, V]
+        bias = slots.logit_bias.at[row_slots].get(mode="promise_in_bounds")
+        bias = jnp.where(sampling.has_logit_bias[:, None], bias, 0.0)
+        is_stopped = (kv_lens < sampling.min_lens)[:, None] & ((info & IS_STOP) > 0)
+        return without_nan(_adjust(logits, sampling, info, bias)), is_stopped
 
     def adjust() -> Array:
-        sampling = packed.unpack()
-        info = token_info.at[row_slots].get(mode="promise_in_bounds")  # [B, V]
-        bias = logit_bias.at[row_slots].get(mode="promise_in_bounds")
-        bias = jnp.where(sampling.has_logit_bias[:, None], bias, 0.0)
-        return _clean(_adjust(logits, sampling, info, bias, kv_lens))
+        adjusted, is_stopped = adjusted_and_stops()
+        return jnp.where(is_stopped, -jnp.inf, adjusted)
 
-    # The common step first: greedy rows copy no logits, which the branches of ``adjusted`` do.
+    def mask(adjusted: Array | None = None, is_stopped: Array | None = None) -> Array:
+        words = slots.token_masks.at[row_slots].get(mode="promise_in_bounds")  # [B, M]
+        cleaned = without_nan(logits) if adjusted is None else adjusted
+        return _masked(cleaned, is_stopped, words, packed.unpack().has_mask)
+
+    def named_ids() -> Array:
+        return slots.logprob_ids.at[row_slots].get(mode="promise_in_bounds")
+
+    num_named = slots.logprob_ids.shape[1]
+    # The common step first: greedy rows copy no logits, which the branches of ``full`` do.
     sampled: Sampled = lax.cond(packed.all_greedy, greedy, full)
     return sampled
 
 
-def _choose(logits: Array, packed: PackedSampling, kv_lens: Array) -> Sampled:
+def _choose(
+    logits: Array, packed: PackedSampling, kv_lens: Array, named_ids: Callable[[], Array]
+) -> Sampled:
     """A token of every row, greedy or drawn, with the logprobs that were asked for."""
     greedy_ids = blocks.argmax(logits)
 
@@ -105,41 +107,24 @@ def _choose(logits: Array, packed: PackedSampling, kv_lens: Array) -> Sampled:
         return jnp.where(packed.unpack().is_greedy, greedy_ids, ids)
 
     token_ids = lax.cond(packed.any_random, draw, lambda: greedy_ids)
-    return _with_logprobs(logits, packed, token_ids)
+
+    def compute() -> Logprobs:
+        sampling = packed.unpack()
+        found = logprobs(logits, _temperature(sampling), token_ids, named_ids())
+        wants = sampling.wants_logprobs[:, None]
+        return Logprobs(
+            jnp.where(wants, found.values, 0.0), jnp.where(wants, found.top_token_ids, 0)
+        )
+
+    def nothing() -> Logprobs:
+        return no_logprobs(len(token_ids), num_named)
+
+    num_named = jax.eval_shape(named_ids).shape[1]
+    return Sampled(token_ids, lax.cond(packed.any_logprobs, compute, nothing))
 
 
-def record(token_info: Array, row_slots: Array, token_ids: Array, samples: Array) -> Array:
-    """Counts the sampled tokens: i32[S, V] with one added at each sampling row's token.
-
-    Donate ``token_info`` (or call it in a step that does): the update is then in place.
-    """
-    return token_info.at[row_slots, token_ids].add(samples.astype(jnp.int32))
-
-
-def init_slot(init: SlotInit, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The token_info row i32[V] and the logit_bias row f32[V] of a sequence's past.
-
-    Stop ids outside the vocabulary can never be sampled and are left out.
-    """
-    info = np.bincount(np.asarray(init.output_ids, np.int64), minlength=vocab_size)
-    info = info.astype(np.int32)
-    info[list(init.prompt_ids)] |= IN_PROMPT
-    info[[token_id for token_id in init.stop_ids if 0 <= token_id < vocab_size]] |= IS_STOP
-    bias = np.zeros(vocab_size, np.float32)
-    for token_id, value in init.logit_bias:
-        bias[token_id] = value
-    return info, bias
-
-
-def set_slot(
-    token_info: Array, logit_bias: Array, slot: Array, info_row: Array, bias_row: Array
-) -> tuple[Array, Array]:
-    """Writes the rows of ``init_slot`` to ``slot`` (i32[]); donate the first two arguments."""
-    return token_info.at[slot].set(info_row), logit_bias.at[slot].set(bias_row)
-
-
-def _clean(logits: Array) -> Array:
-    """Without NaN and +inf."""
+def without_nan(logits: Array) -> Array:
+    """NaN as -inf, and +inf as the largest float."""
     return jnp.where(jnp.isnan(logits), -jnp.inf, jnp.minimum(logits, _F32_MAX))
 
 
@@ -152,8 +137,8 @@ def _temperature(sampling: Sampling) -> Array:
     return jnp.where(temperature < GREEDY_TEMPERATURE, 1.0, temperature)
 
 
-def _adjust(logits: Array, sampling: Sampling, info: Array, bias: Array, kv_lens: Array) -> Array:
-    """f32[B, V] after penalties, bias and the mask of stop ids; info, bias [B, V]."""
+def _adjust(logits: Array, sampling: Sampling, info: Array, bias: Array) -> Array:
+    """f32[B, V] after penalties and bias; info, bias [B, V]."""
     counts = info & COUNT_MASK
     frequency = sampling.frequency_penalty[:, None] * counts.astype(jnp.float32)
     presence = jnp.where(counts > 0, sampling.presence_penalty[:, None], 0.0)
@@ -161,9 +146,29 @@ def _adjust(logits: Array, sampling: Sampling, info: Array, bias: Array, kv_lens
     seen = (info & (COUNT_MASK | IN_PROMPT)) > 0
     penalty = sampling.repetition_penalty[:, None]
     factor = jnp.where(logits > 0, 1.0 / penalty, penalty)
-    logits = logits * jnp.where(seen, factor, 1.0) + bias
-    is_masked = (kv_lens < sampling.min_lens)[:, None] & ((info & IS_STOP) > 0)
-    return jnp.where(is_masked, -jnp.inf, logits)
+    return logits * jnp.where(seen, factor, 1.0) + bias
+
+
+def _bits(words: Array, vocab_size: int) -> Array:
+    """bool[B, V] of u32[B, M]."""
+    shifts = jnp.arange(MASK_BITS, dtype=jnp.uint32)[None, None, :]
+    bits = (words[:, :, None] >> shifts) & jnp.uint32(1)
+    return bits.reshape(words.shape[0], -1)[:, :vocab_size] != 0
+
+
+def _masked(logits: Array, is_stopped: Array | None, words: Array, has_mask: Array) -> Array:
+    """f32[B, V] under the masks u32[B, M] of the rows bool[B] that have one, and without stop ids.
+
+    Finite wherever a mask allows a token, so that one of those is the largest.
+    """
+    has_mask = has_mask[:, None]
+    remains = allowed = _bits(words, logits.shape[1]) | ~has_mask
+    if is_stopped is not None:
+        remains = allowed & ~is_stopped
+        mask_wins = has_mask & ~jnp.any(remains, axis=1, keepdims=True)
+        remains = remains | (allowed & mask_wins)
+    finite = jnp.where(has_mask, jnp.maximum(logits, -_F32_MAX), logits)
+    return jnp.where(remains, finite, -jnp.inf)
 
 
 def _draw(logits: Array, packed: PackedSampling, kv_lens: Array) -> Array:
@@ -229,33 +234,3 @@ def _inverse_cdf(weights: Array, uniforms: Array) -> Array:
     first = blocks.first((sums > target) & has_weight)
     last = jnp.maximum(size - 1 - blocks.first(has_weight[:, ::-1]), 0)
     return jnp.where(first < size, first, last)
-
-
-def _with_logprobs(logits: Array, packed: PackedSampling, token_ids: Array) -> Sampled:
-    """The sampled tokens with the logprobs that were asked for."""
-
-    def compute() -> Sampled:
-        sampling = packed.unpack()
-        temperature = _temperature(sampling)
-        largest = blocks.largest(logits)
-        total = blocks.weight_sums(logits, largest, temperature)
-        log_total = jnp.log(jnp.maximum(total, _F32_TINY))  # 0 where every token is masked
-        chosen = jnp.take_along_axis(logits, token_ids[:, None], axis=1)
-        top, top_ids = blocks.top(logits, min(MAX_TOP_LOGPROBS, logits.shape[1]))
-        values = jnp.concatenate([chosen, top], axis=1)  # [B, 1 + K]
-        values = (values - largest[:, None]) / temperature[:, None] - log_total[:, None]
-        values = jnp.maximum(values, MIN_LOGPROB)
-        values = jnp.where(sampling.wants_logprobs[:, None], values, 0.0)
-        top_ids = jnp.where(sampling.wants_logprobs[:, None], top_ids, 0)
-        missing = ((0, 0), (0, MAX_TOP_LOGPROBS - top_ids.shape[1]))
-        return Sampled(
-            token_ids, values[:, 0], jnp.pad(values[:, 1:], missing), jnp.pad(top_ids, missing)
-        )
-
-    sampled: Sampled = lax.cond(packed.any_logprobs, compute, lambda: _without_logprobs(token_ids))
-    return sampled
-
-
-def _without_logprobs(token_ids: Array) -> Sampled:
-    top = jnp.zeros((token_ids.shape[0], MAX_TOP_LOGPROBS), jnp.float32)
-    return Sampled(token_ids, top[:, 0], top, jnp.zeros(top.shape, jnp.int32))

@@ -24,19 +24,28 @@ _FLOATS = (
 )  # fmt: skip
 _INTEGERS = ("top_k", "min_lens")
 _BOOLEANS = ("samples", "has_logit_bias", "wants_logprobs")
-_ROW_FIELDS = (*_FLOATS, *_INTEGERS, *_BOOLEANS)
+_ARRAY_FIELDS = (*_FLOATS, *_INTEGERS, *_BOOLEANS)
+_ROW_FIELDS = (*_ARRAY_FIELDS, "has_mask")
 _NUM_SEEDS = 2
 NUM_FIELDS = len(_ROW_FIELDS) + _NUM_SEEDS
 NUM_FLAGS = 1
 
+_ADJUSTING = (
+    "frequency_penalty", "presence_penalty", "repetition_penalty", "min_lens", "has_logit_bias",
+)  # fmt: skip
+_TRUNCATING = ("top_k", "top_p", "min_p")
+_NEUTRAL = np.array(  # i32[fields, 1]; as bits
+    [[float(name in ("top_p", "repetition_penalty"))] for name in _ARRAY_FIELDS], np.float32
+).view(np.int32)
+
 # bits of the flags: what some row of the step needs
-_ADJUSTED, _RANDOM, _TRUNCATED, _LOGPROBS = 1, 2, 4, 8
+_ADJUSTED, _MASKED, _RANDOM, _TRUNCATED, _LOGPROBS = 1, 2, 4, 8, 16
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """``batch.SamplingArrays`` on the device."""
+    """``batch.SamplingArrays`` on the device, and which rows have a token mask."""
 
     samples: Array  # bool[B]
     temperature: Array  # f32[B]
@@ -50,6 +59,7 @@ class Sampling:
     min_lens: Array  # i32[B]
     has_logit_bias: Array  # bool[B]
     wants_logprobs: Array  # bool[B]
+    has_mask: Array  # bool[B]
 
     @property
     def is_greedy(self) -> Array:
@@ -74,9 +84,9 @@ class PackedSampling:
         return self.flags[0] == 0
 
     @property
-    def any_adjusted(self) -> Array:
-        """bool[]: a penalty, a bias or a min_len."""
-        return (self.flags[0] & _ADJUSTED) != 0
+    def change(self) -> Array:
+        """i32[]: what is done to logits; 1 is a penalty, a bias or a min_len, 2 a mask, 3 both."""
+        return self.flags[0] & (_ADJUSTED | _MASKED)
 
     @property
     def any_random(self) -> Array:
@@ -99,34 +109,38 @@ class PackedSampling:
         values: dict[str, Array] = {name: pieces[name] for name in _INTEGERS}
         for name in _FLOATS:
             values[name] = lax.bitcast_convert_type(pieces[name], jnp.float32)
-        for name in _BOOLEANS:
+        for name in (*_BOOLEANS, "has_mask"):
             values[name] = pieces[name] != 0
         seeds = lax.bitcast_convert_type(self.rows[-_NUM_SEEDS:], jnp.uint32)
         return Sampling(**values, seeds=seeds.T)
 
 
-def pack_sampling(arrays: SamplingArrays) -> PackedSampling:
-    """On the host: the leaves are numpy arrays."""
+def pack_sampling(arrays: SamplingArrays, masked_rows: np.ndarray | None = None) -> PackedSampling:
+    """On the host: the leaves are numpy arrays.  ``masked_rows`` i32[n] are rows with a mask."""
     rows = np.empty((NUM_FIELDS, len(arrays.samples)), np.int32)
-    for index, name in enumerate(_ROW_FIELDS):
+    for index, name in enumerate(_ARRAY_FIELDS):
         value: np.ndarray[Any, Any] = getattr(arrays, name)
         rows[index] = value.view(np.int32) if name in _FLOATS else value
+    rows[len(_ARRAY_FIELDS)] = False
+    is_masked = masked_rows is not None and len(masked_rows) > 0
+    if is_masked:
+        rows[len(_ARRAY_FIELDS), masked_rows] = True
     rows[-_NUM_SEEDS:] = arrays.seeds.view(np.int32).T
-    random = (arrays.temperature >= GREEDY_TEMPERATURE) & (arrays.top_k != 1)
-    truncated = (arrays.top_k > 0) | (arrays.top_p < 1.0) | (arrays.min_p > 0.0)
-    adjusted = (
-        (arrays.frequency_penalty != 0.0)
-        | (arrays.presence_penalty != 0.0)
-        | (arrays.repetition_penalty != 1.0)
-        | (arrays.min_lens > 0)
-        | arrays.has_logit_bias
-    )
-    features = (
-        (_ADJUSTED, adjusted),
-        (_RANDOM, random),
-        (_TRUNCATED, random & truncated),
-        (_LOGPROBS, arrays.wants_logprobs),
-    )
-    flags = sum(bit for bit, rows_with in features if bool((rows_with & arrays.samples).any()))
+    flags = _flags(rows, arrays) | (_MASKED if is_masked else 0)
     leaves: dict[str, Any] = {"rows": rows, "flags": np.array([flags], np.int32)}
     return PackedSampling(**leaves)
+
+
+def _flags(rows: np.ndarray, arrays: SamplingArrays) -> int:
+    """What the rows that sample need.  One comparison for all fields: this is in every step."""
+    differs = (rows[: len(_ARRAY_FIELDS)] != _NEUTRAL) & arrays.samples
+    changed = dict(zip(_ARRAY_FIELDS, differs.any(axis=1).tolist(), strict=True))
+    flags = _ADJUSTED if any(changed[name] for name in _ADJUSTING) else 0
+    flags |= _LOGPROBS if changed["wants_logprobs"] else 0
+    if changed["temperature"]:
+        is_random = (arrays.temperature >= GREEDY_TEMPERATURE) & (arrays.top_k != 1)
+        is_random &= arrays.samples
+        is_truncated = differs[[_ARRAY_FIELDS.index(name) for name in _TRUNCATING]].any(axis=0)
+        flags |= _RANDOM if is_random.any() else 0
+        flags |= _TRUNCATED if (is_random & is_truncated).any() else 0
+    return flags

@@ -9,12 +9,15 @@ from jax.sharding import PartitionSpec
 from jaxserve.batch import PADDING_SLOT, Bucket, Mode
 from jaxserve.executor.kv_pool import DeviceState
 from jaxserve.executor.packing import packed_len, unpack
-from jaxserve.executor.sampler import Sampled, record, sample
+from jaxserve.executor.sampler import Sampled, sample
 from jaxserve.executor.sharding import Placement
+from jaxserve.executor.slots import record
 from jaxserve.models import AttnContext, Model
 
 Leaf = jax.Array | jax.ShapeDtypeStruct
-Step = Callable[[list[jax.Array], DeviceState, jax.Array], tuple[DeviceState, Sampled]]
+# The third result is what logits are made of, [T, D]; only an EXTEND step has it.
+StepOutput = tuple[DeviceState, Sampled, jax.Array | None]
+Step = Callable[[list[jax.Array], DeviceState, jax.Array], StepOutput]
 
 
 def step_function(model: Model, bucket: Bucket, attention_backend: str) -> Step:
@@ -28,9 +31,7 @@ def step_function(model: Model, bucket: Bucket, attention_backend: str) -> Step:
         attention_backend: implementation of the attention ops.
     """
 
-    def step(
-        leaves: list[jax.Array], state: DeviceState, packed: jax.Array
-    ) -> tuple[DeviceState, Sampled]:
+    def step(leaves: list[jax.Array], state: DeviceState, packed: jax.Array) -> StepOutput:
         inputs = unpack(packed, bucket)
         is_decode = bucket.mode is Mode.DECODE
         module = model.bind(leaves)
@@ -47,14 +48,14 @@ def step_function(model: Model, bucket: Bucket, attention_backend: str) -> Step:
             implementation=attention_backend,
         )
         hidden, kv = module(token_ids, state.kv, context)
+        last_hidden = hidden
         if not is_decode:
             last = jnp.maximum(inputs.q_starts[1:] - 1, 0)  # [B]; a padding row has no token
-            hidden = hidden.at[last].get(mode="promise_in_bounds")
+            last_hidden = hidden.at[last].get(mode="promise_in_bounds")
         sampled = sample(
-            module.logits(hidden),
+            module.logits(last_hidden),
             inputs.sampling,
-            state.token_info,
-            state.logit_bias,
+            state.slots,
             inputs.row_slots,
             inputs.kv_lens,
         )
@@ -63,10 +64,9 @@ def step_function(model: Model, bucket: Bucket, attention_backend: str) -> Step:
         new_state = DeviceState(
             kv=kv,
             last_tokens=state.last_tokens.at[slots].set(sampled.token_ids),
-            token_info=record(state.token_info, slots, sampled.token_ids, samples),
-            logit_bias=state.logit_bias,
+            slots=record(state.slots, slots, sampled.token_ids, samples),
         )
-        return new_state, sampled
+        return new_state, sampled, None if is_decode else hidden
 
     return step
 
@@ -90,6 +90,6 @@ def trace_step(
     step = placement.shard_map(
         step_function(model, bucket, attention_backend),
         arguments,
-        lambda specs: (specs[1], PartitionSpec()),
+        lambda specs: (specs[1], PartitionSpec(), PartitionSpec()),
     )
     return jax.jit(step, donate_argnums=1).trace(*arguments)

@@ -1,17 +1,17 @@
-"""Compile every bucket before the first request, and notice anything compiled after."""
+"""Compile every program before the first request, and notice anything compiled after."""
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from tqdm import tqdm
 
-from jaxserve.batch import Bucket
-
 logger = logging.getLogger(__name__)
+
+Key = TypeVar("Key", bound=Hashable)
 
 _BACKEND_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -49,23 +49,23 @@ class CompileCounter:
 
 
 def compile_all(
-    buckets: Iterable[Bucket], lower: Callable[[Bucket], Any], *, num_threads: int
-) -> Mapping[Bucket, Any]:
-    """Compile ``lower(bucket)`` for every bucket, in parallel threads, with a progress bar.
+    keys: Iterable[Key], lower: Callable[[Key], Any], *, num_threads: int, what: str
+) -> Mapping[Key, Any]:
+    """Compile ``lower(key)`` for every key, in parallel threads, with a progress bar.
 
     Tracing and lowering hold the GIL and stay on this thread; compiling does not.
     """
     started = time.monotonic()
-    todo = tuple(buckets)
+    todo = tuple(keys)
     with (
         ThreadPoolExecutor(num_threads, thread_name_prefix="compile") as pool,
-        tqdm(total=len(todo), desc="Compiling buckets", unit="bucket") as bar,
+        tqdm(total=len(todo), desc=f"Compiling {what}", unit="program") as bar,
     ):
         futures = {}
-        for bucket in todo:
-            future = pool.submit(lower(bucket).compile)
+        for key in todo:
+            future = pool.submit(lower(key).compile)
             future.add_done_callback(lambda _: bar.update())
-            futures[bucket] = future
-        compiled = {bucket: future.result() for bucket, future in futures.items()}
-    logger.info("compiled %d buckets in %.1f s", len(todo), time.monotonic() - started)
+            futures[key] = future
+        compiled = {key: future.result() for key, future in futures.items()}
+    logger.info("compiled %d %s in %.1f s", len(todo), what, time.monotonic() - started)
     return compiled

@@ -24,6 +24,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from jaxserve.batch import NULL_PAGE, PADDING_SLOT
+from jaxserve.errors import ContextLengthError, KVCacheFullError
 from jaxserve.scheduler.page_pool import PagePool
 from jaxserve.scheduler.radix_tree import RadixNode, RadixTree
 from jaxserve.scheduler.sequence import Sequence
@@ -52,6 +53,7 @@ class KVManager:
         self._tree = RadixTree(page_size)
         self._free_slots = list(range(num_slots - 1, PADDING_SLOT, -1))
         self._holders: dict[int, Sequence] = {}  # by slot
+        self.num_evicted_pages = 0  # since the start
 
     @property
     def num_pages(self) -> int:
@@ -88,26 +90,54 @@ class KVManager:
         """Sequences that could be admitted beside those that hold a slot."""
         return len(self._free_slots)
 
+    def require_room(self, seq: Sequence) -> None:
+        """Refuse a sequence that would not fit if it were alone.
+
+        Raises:
+            KVCacheFullError: prompt and output are more than all pages hold.
+            ContextLengthError: they are more than a row of the page table holds.
+        """
+        total = seq.num_prompt + seq.max_new_tokens
+        given = f"{seq.num_prompt} prompt tokens + max_new_tokens {seq.max_new_tokens} = {total}"
+        allowed = (self.num_pages - 1) * self.page_size
+        if total > allowed:
+            raise KVCacheFullError(
+                f"{given} tokens, the whole KV cache holds {allowed}; shorten the request, or "
+                "restart with a larger --max-total-tokens or --mem-fraction-static"
+            )
+        allowed = self.page_table.shape[1] * self.page_size
+        if total > allowed:
+            raise ContextLengthError(
+                f"{given} tokens, a row of the page table holds {allowed}; shorten the request, or "
+                "restart with a larger --context-length"
+            )
+
     def num_cached_tokens(self, seq: Sequence) -> int:
         """Tokens of a waiting sequence that the cache holds now.  Changes nothing."""
         if not self.is_caching:
             return 0
-        return self._tree.num_matching_pages(seq.tokens) * self.page_size
+        namespace = seq.request.cache_namespace
+        found = self._tree.num_matching_pages(seq.tokens, seq.num_matchable, namespace)
+        return found * self.page_size
 
     def match(self, seq: Sequence) -> RadixNode:
         """Return where the sequence's cached prefix ends: its own place once it holds pages."""
         if seq.prefix is not None:
             return seq.prefix
-        return self._tree.match(seq.tokens) if self.is_caching else self._tree.root
+        if not self.is_caching:
+            return self._tree.root
+        return self._tree.match(seq.tokens, seq.num_matchable, seq.request.cache_namespace)
 
-    def page_key(self, seq: Sequence, prefix: RadixNode) -> bytes:
-        """The tokens of the first page after the cached prefix; shorter at the prompt's end."""
+    def next_page(self, seq: Sequence, prefix: RadixNode) -> tuple[object, str, bytes]:
+        """What names the page after the cached prefix: its tokens, and what they come after."""
         start = prefix.end * self.page_size
-        return seq.tokens[start : start + self.page_size].tobytes()
+        tokens = seq.tokens[start : start + self.page_size].tobytes()
+        return prefix, seq.request.cache_namespace, tokens
 
     def can_match_more(self, seq: Sequence, prefix: RadixNode) -> bool:
         """Whether the page after the cached prefix could be matched, were it in the tree."""
-        return self.is_caching and seq.num_tokens > (prefix.end + 1) * self.page_size
+        end = (prefix.end + 1) * self.page_size
+        return self.is_caching and seq.num_tokens > end and seq.num_matchable >= end
 
     def admit(self, seq: Sequence, prefix: RadixNode, budget: int, reserve: int) -> int:
         """Give a waiting sequence the pages for its next chunk, and a slot if it has none.
@@ -147,6 +177,14 @@ class KVManager:
         size = self.page_size
         return [seq for seq in rows if seq.num_computed == len(seq.pages) * size]
 
+    def missing_pages(self, seq: Sequence, num_tokens: int) -> int:
+        """Pages that a running sequence lacks for its next ``num_tokens``."""
+        return max(0, self._pages_for(seq.num_computed + num_tokens) - len(seq.pages))
+
+    def grow_by(self, seq: Sequence, num_tokens: int) -> None:
+        """Give a sequence its ``missing_pages``; ``num_available_pages`` must suffice."""
+        self._append_pages(seq, self._allocate(self.missing_pages(seq, num_tokens)))
+
     def grow(self, rows: list[Sequence]) -> None:
         """Give each of these sequences one more page; ``num_available_pages`` must suffice."""
         for seq, page in zip(rows, self._allocate(len(rows)), strict=True):
@@ -161,7 +199,10 @@ class KVManager:
             return
         size = self.page_size
         node = self._tree.insert(
-            prefix, seq.tokens[start * size : stop * size], seq.pages[start:stop]
+            prefix,
+            seq.tokens[start * size : stop * size],
+            seq.pages[start:stop],
+            seq.request.cache_namespace,
         )
         self._tree.lock(node)
         self._tree.unlock(prefix)
@@ -215,7 +256,9 @@ class KVManager:
     def _allocate(self, count: int) -> list[int]:
         shortage = count - self._pool.num_free
         if shortage > 0:
-            self._pool.free(self._tree.evict(shortage))
+            evicted = self._tree.evict(shortage)
+            self.num_evicted_pages += len(evicted)
+            self._pool.free(evicted)
         return self._pool.allocate(count)
 
     def _append_pages(self, seq: Sequence, pages: list[int]) -> None:

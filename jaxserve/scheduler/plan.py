@@ -6,11 +6,21 @@ then a few gathers by slot.  Slot 0 is the padding row of every such array.  Eac
 new array, because a device may go on reading the last step's memory.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxserve.batch import Mode, SamplingArrays, SlotInit, StepInputs, StepResult
+from jaxserve.batch import (
+    MAX_PROMPT_BLOCK,
+    PROMPT_BLOCK_SIZES,
+    Mode,
+    PromptBlock,
+    SamplingArrays,
+    SlotInit,
+    StepInputs,
+    StepResult,
+)
 from jaxserve.request import TokenLogprob
 from jaxserve.scheduler.buckets import Buckets
 from jaxserve.scheduler.sequence import Sequence
@@ -26,11 +36,24 @@ class Chunk:
     seq: Sequence
     num_tokens: int
     is_first: bool  # the sequence took its slot for this chunk
+    is_behind: bool = False  # has tokens that were appended: the device has not counted them
 
     @property
     def is_last(self) -> bool:
         """Nothing of the prompt remains after it.  True only until the chunk is launched."""
         return self.seq.num_computed + self.num_tokens == self.seq.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSpan:
+    """Positions [start, stop) of a prompt whose logprobs a step computes.
+
+    Position 0 has none; the first other one is entry ``offset`` of ``StepResult.prompt``.
+    """
+
+    start: int
+    stop: int
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +65,7 @@ class BatchPlan:
     num_new_tokens: int
     num_cached_tokens: int = 0  # of the sequences that took a slot in this step
     num_new_sequences: int = 0
+    prompt_spans: Mapping[int, PromptSpan] = field(default_factory=dict)  # by row
 
     @property
     def mode(self) -> Mode:
@@ -140,6 +164,7 @@ class PlanBuilder:
             kv_lens[row] = first + chunk.num_tokens
             row_slots[row] = seq.slot
             samples[row] = chunk.is_last and seq.wants_sample
+        prompt_spans, prompt_blocks = _plan_prompt_logprobs(chunks, q_starts)
         first_chunks = [chunk.seq for chunk in chunks if chunk.is_first]
         for seq in first_chunks:
             self._sampling.write(seq)
@@ -153,7 +178,12 @@ class PlanBuilder:
             q_starts=q_starts,
             row_slots=row_slots,
             sampling=self._sampling.gather(row_slots, samples),
-            slot_inits=tuple(_slot_init(seq) for seq in first_chunks if _needs_slot_init(seq)),
+            slot_inits=tuple(
+                _slot_init(chunk.seq)
+                for chunk in chunks
+                if (chunk.is_first or chunk.is_behind) and _needs_slot_init(chunk.seq)
+            ),
+            prompt_blocks=prompt_blocks,
         )
         return BatchPlan(
             rows=tuple(chunk.seq for chunk in chunks),
@@ -161,6 +191,7 @@ class PlanBuilder:
             num_new_tokens=num_tokens,
             num_cached_tokens=sum(seq.num_computed for seq in first_chunks),
             num_new_sequences=len(first_chunks),
+            prompt_spans=prompt_spans,
         )
 
     def decode(self, rows: list[Sequence]) -> BatchPlan:
@@ -204,14 +235,104 @@ class PlanBuilder:
 
 def row_logprobs(result: StepResult, row: int, seq: Sequence) -> tuple[TokenLogprob, ...]:
     """The log-probabilities of one row's token; empty when its request did not ask for them."""
-    if result.logprobs is None or seq.request.sampling.num_logprobs is None:
+    sampling = seq.request.sampling
+    if result.logprobs is None or sampling.num_logprobs is None:
         return ()
-    count = seq.request.sampling.num_logprobs
+    assert result.top_token_ids is not None and result.top_logprobs is not None
     top: tuple[tuple[int, float], ...] = ()
-    if count and result.top_token_ids is not None and result.top_logprobs is not None:
-        ids = result.top_token_ids[row, :count].tolist()
-        top = tuple(zip(ids, result.top_logprobs[row, :count].tolist(), strict=True))
-    return (TokenLogprob(int(result.token_ids[row]), float(result.logprobs[row]), top),)
+    if count := sampling.num_logprobs:
+        top = _pairs(result.top_token_ids[row, :count], result.top_logprobs[row, :count])
+    of_ids: tuple[tuple[int, float], ...] = ()
+    if ids := sampling.logprob_token_ids:
+        assert result.id_logprobs is not None
+        of_ids = tuple(zip(ids, result.id_logprobs[row, : len(ids)].tolist(), strict=True))
+    return (TokenLogprob(int(result.token_ids[row]), float(result.logprobs[row]), top, of_ids),)
+
+
+def row_prompt_logprobs(plan: BatchPlan, result: StepResult, row: int) -> tuple[TokenLogprob, ...]:
+    """The log-probabilities of the prompt's tokens that this step computed for a row, in order.
+
+    Empty when the row's request did not ask for them.  Each position comes in one step only.
+    """
+    span = plan.prompt_spans.get(row)
+    if span is None:
+        return ()
+    request = plan.rows[row].request
+    entries: list[TokenLogprob] = []
+    if span.start == 0:
+        entries.append(TokenLogprob(request.prompt_ids[0], None))
+    found = result.prompt
+    if found is None:  # a prompt of one token
+        return tuple(entries)
+    first = max(span.start, 1)
+    where = slice(span.offset, span.offset + span.stop - first)
+    count, ids = request.sampling.num_logprobs or 0, request.sampling.logprob_token_ids
+    columns = zip(
+        request.prompt_ids[first : span.stop],
+        found.logprobs[where].tolist(),
+        found.top_token_ids[where, :count].tolist(),
+        found.top_logprobs[where, :count].tolist(),
+        found.id_logprobs[where, : len(ids)].tolist(),
+        strict=True,
+    )
+    for token_id, logprob, top_ids, top, of_ids in columns:
+        entries.append(
+            TokenLogprob(
+                token_id,
+                logprob,
+                tuple(zip(top_ids, top, strict=True)),
+                tuple(zip(ids, of_ids, strict=True)),
+            )
+        )
+    return tuple(entries)
+
+
+def _pairs(ids: np.ndarray, logprobs: np.ndarray) -> tuple[tuple[int, float], ...]:
+    return tuple(zip(ids.tolist(), logprobs.tolist(), strict=True))
+
+
+def _plan_prompt_logprobs(
+    chunks: list[Chunk], q_starts: np.ndarray
+) -> tuple[dict[int, PromptSpan], tuple[PromptBlock, ...]]:
+    """What the chunks' tokens say about the prompt tokens after them, where that is wanted.
+
+    Moves ``next_prompt_logprob`` on: a plan is launched.
+    """
+    spans: dict[int, PromptSpan] = {}
+    columns: list[np.ndarray] = []  # i32[3, n]: tokens, targets, slots
+    num_before = 0
+    for row, chunk in enumerate(chunks):
+        seq, start = chunk.seq, chunk.seq.next_prompt_logprob
+        stop = min(seq.num_computed + chunk.num_tokens + 1, seq.num_prompt)
+        if stop <= start:
+            continue
+        spans[row] = PromptSpan(start, stop, num_before)
+        seq.next_prompt_logprob = stop
+        positions = np.arange(max(start, 1), stop, dtype=np.int32)
+        columns.append(
+            np.stack(
+                [
+                    positions - 1 - seq.num_computed + q_starts[row],
+                    np.asarray(seq.request.prompt_ids[max(start, 1) : stop], np.int32),
+                    np.full(len(positions), seq.slot, np.int32),
+                ]
+            )
+        )
+        num_before += len(positions)
+    if not num_before:
+        return spans, ()
+    return spans, tuple(_prompt_blocks(np.concatenate(columns, axis=1)))
+
+
+def _prompt_blocks(columns: np.ndarray) -> Iterator[PromptBlock]:
+    """Cut i32[3, n] into blocks, the last one padded."""
+    for start in range(0, columns.shape[1], MAX_PROMPT_BLOCK):
+        part = columns[:, start : start + MAX_PROMPT_BLOCK]
+        count = part.shape[1]
+        padded = np.zeros((3, MAX_PROMPT_BLOCK), np.int32)
+        padded[:, :count] = part
+        size = min(size for size in PROMPT_BLOCK_SIZES if size >= count)
+        yield PromptBlock(padded[0], padded[1], padded[2], size)
 
 
 def _min_len(seq: Sequence) -> int:
@@ -236,7 +357,8 @@ def _needs_slot_init(seq: Sequence) -> bool:
         or sampling.presence_penalty != 0.0
         or sampling.repetition_penalty != 1.0
     )
-    return has_penalty or bool(sampling.logit_bias) or sampling.min_new_tokens > 0
+    has_ids = bool(sampling.logit_bias or sampling.logprob_token_ids)
+    return has_penalty or has_ids or sampling.min_new_tokens > 0
 
 
 def _slot_init(seq: Sequence) -> SlotInit:
@@ -246,4 +368,5 @@ def _slot_init(seq: Sequence) -> SlotInit:
         output_ids=tuple(seq.tokens[seq.num_prompt :]),
         stop_ids=tuple(sorted(seq.stop_ids)),
         logit_bias=seq.request.sampling.logit_bias,
+        logprob_ids=seq.request.sampling.logprob_token_ids,
     )

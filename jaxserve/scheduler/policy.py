@@ -14,6 +14,8 @@ from jaxserve.scheduler.sequence import Sequence
 LPM_MAX_WAITING = 128
 
 Policy = Callable[[list[Sequence], Callable[[Sequence], int]], list[Sequence]]
+Rank = Callable[[Sequence], int]
+"""The smaller, the more urgent."""
 
 
 def fcfs(waiting: list[Sequence], num_cached: Callable[[Sequence], int]) -> list[Sequence]:
@@ -32,25 +34,41 @@ def lpm(waiting: list[Sequence], num_cached: Callable[[Sequence], int]) -> list[
     return _reorder(waiting, lambda seq: (-num_cached(seq), seq.arrival))
 
 
-def priority(waiting: list[Sequence], num_cached: Callable[[Sequence], int]) -> list[Sequence]:
-    """Higher ``Request.priority`` first, then arrival."""
-    return _reorder(waiting, lambda seq: (-seq.request.priority, seq.arrival))
-
-
-def get_policy(name: str) -> Policy:
+def get_policy(name: str, rank: Rank | None = None) -> Policy:
     """Look a policy up by its name in the configuration.
+
+    Args:
+        rank: goes before the policy, which then orders equals.
 
     Raises:
         ValueError: no policy of this name.
     """
-    policies = {"fcfs": fcfs, "lpm": lpm, "priority": priority}
+    policies = {"fcfs": fcfs, "lpm": lpm, "priority": fcfs}
     if name not in policies:
         raise ValueError(
             f"unknown schedule policy {name!r}; choose one of {', '.join(SCHEDULE_POLICIES)}"
         )
-    return policies[name]
+    policy = policies[name]
+    if rank is None:
+        return policy
+    # Sorting keeps the policy's order among equals.
+    return lambda waiting, num_cached: _reorder(policy(waiting, num_cached), rank)
 
 
-def _reorder(waiting: list[Sequence], key: Callable[[Sequence], tuple[int, int]]) -> list[Sequence]:
+def get_rank(name: str, *, is_by_priority: bool, is_low_first: bool) -> Rank | None:
+    """How urgent ``Request.priority`` makes a sequence; ``None`` where it counts for nothing.
+
+    Args:
+        name: of the policy; ``priority`` is ``fcfs`` among equal priorities.
+        is_by_priority: priorities go before any policy.
+        is_low_first: the lowest number is the most urgent, not the highest.
+    """
+    if not is_by_priority and name != "priority":
+        return None
+    sign = 1 if is_low_first else -1
+    return lambda seq: sign * seq.request.priority
+
+
+def _reorder(waiting: list[Sequence], key: Callable[[Sequence], object]) -> list[Sequence]:
     first = list(takewhile(lambda seq: seq.has_run, waiting))
-    return first + sorted(waiting[len(first) :], key=key)
+    return first + sorted(waiting[len(first) :], key=key)  # type: ignore[arg-type]

@@ -3,6 +3,9 @@
     root ──[A B]── n1 ──[C]── n2          an edge holds one or more whole pages
                     └───[D E F]── n3      siblings differ in their first page
 
+A namespace other than "" has a node without pages below the root, for as long as anything is
+below it: prefixes are shared only inside a namespace, and eviction is common to all.
+
 A node's ``end`` counts the pages from the root to the end of its edge.  It never changes while
 the node is locked, because a split makes the *upper* half the new node: whoever holds a node
 keeps the whole prefix that it stood for.
@@ -11,12 +14,15 @@ Only unlocked leaves are evicted, least recently unlocked first.  They are found
 stale entries are skipped when popped, so locking a node costs nothing there.
 """
 
+import hashlib
 import heapq
+import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 BYTES_PER_TOKEN = array("i").itemsize
+_NAMESPACE_KEY_BYTES = 33  # no multiple of a token's: it never equals a page
 _HEAP_SLACK = 64
 
 
@@ -64,22 +70,30 @@ class RadixTree:
         """Pages that ``evict`` can give back now."""
         return self.num_pages - self.num_locked_pages
 
-    def match(self, tokens: "array[int]") -> RadixNode:
+    def match(
+        self, tokens: "array[int]", most: int = sys.maxsize, namespace: str = ""
+    ) -> RadixNode:
         """Return the node of the longest cached prefix; the root when there is none.
 
-        At most ``(len(tokens) - 1) // page_size`` pages match: one token must be left to
-        compute, or there would be no logits to sample from.
+        At most ``most // page_size`` pages match, and ``(len(tokens) - 1) // page_size``: one
+        token must be left to compute, or there would be no logits to sample from.
         """
-        node, num_pages = self._descend(self.root, tokens.tobytes(), self._matchable(tokens))
+        node, num_pages = self._find(tokens, most, namespace)
         return self._split(node, num_pages)
 
-    def num_matching_pages(self, tokens: "array[int]") -> int:
+    def num_matching_pages(
+        self, tokens: "array[int]", most: int = sys.maxsize, namespace: str = ""
+    ) -> int:
         """How many pages ``match`` would find.  Changes nothing."""
-        node, num_pages = self._descend(self.root, tokens.tobytes(), self._matchable(tokens))
+        node, num_pages = self._find(tokens, most, namespace)
         return node.end - len(node.pages) + num_pages
 
-    def insert(self, below: RadixNode, tokens: "array[int]", pages: list[int]) -> RadixNode:
+    def insert(
+        self, below: RadixNode, tokens: "array[int]", pages: list[int], namespace: str = ""
+    ) -> RadixNode:
         """Put whole pages of tokens below a node and return the node where they end.
+
+        Below the root they go into the namespace; any other node is in one already.
 
         Where the tree already holds an equal page it keeps its own; the caller compares
         ``prefix_pages()`` of the result with what it gave and still owns the others.
@@ -89,6 +103,8 @@ class RadixTree:
                 f"{len(tokens)} tokens are not {len(pages)} pages of {self._page_size} tokens"
             )
         key = tokens.tobytes()
+        if below is self.root and namespace and pages:
+            below = self._open_namespace(namespace)
         node, num_matched = self._descend(below, key, len(pages))
         held = node.end - len(node.pages) + num_matched - below.end
         node = self._split(node, num_matched)
@@ -100,7 +116,7 @@ class RadixTree:
             pages=pages[held:],
             end=below.end + len(pages),
         )
-        node.children[self._first_page(child.key)] = child
+        node.children[child.key[: self._page_bytes]] = child
         self.num_nodes += 1
         self.num_pages += len(child.pages)
         self._clock += 1
@@ -163,9 +179,11 @@ class RadixTree:
         found = {id(entry[2]) for entry in self._heap if self._is_current(entry)}
         for node in self.nodes():
             parent = node.parent
-            assert parent is not None and node.pages, "a node without parent or pages"
-            assert parent.children[self._first_page(node.key)] is node, "a child under a wrong key"
-            assert len(node.key) == len(node.pages) * self._page_bytes, "key and pages differ"
+            assert parent is not None, "a node without parent"
+            assert parent.children[self._name(node)] is node, "a child under a wrong key"
+            key_bytes = len(node.pages) * self._page_bytes if node.pages else _NAMESPACE_KEY_BYTES
+            assert len(node.key) == key_bytes, "key and pages differ"
+            assert node.pages or (parent is self.root and node.children), "an empty node"
             assert node.end == parent.end + len(node.pages), "a wrong end"
             assert parent is self.root or parent.lock_count >= node.lock_count, "a broken lock path"
             if not node.children and node.lock_count == 0:
@@ -176,11 +194,30 @@ class RadixTree:
         counted = (num_nodes, num_pages, num_locked)
         assert counted == (self.num_nodes, self.num_pages, self.num_locked_pages), "wrong counters"
 
-    def _matchable(self, tokens: "array[int]") -> int:
-        return max(0, len(tokens) - 1) // self._page_size
+    def _find(self, tokens: "array[int]", most: int, namespace: str) -> tuple[RadixNode, int]:
+        """The node of the longest cached prefix, and how many pages of its edge belong to it."""
+        root = self.root.children.get(_namespace_key(namespace)) if namespace else self.root
+        if root is None:
+            return self.root, 0
+        node, num_pages = self._descend(root, tokens.tobytes(), self._matchable(tokens, most))
+        # A namespace's own node goes with the last of its pages: nobody may hold it alone.
+        return (self.root, 0) if node is root else (node, num_pages)
 
-    def _first_page(self, key: bytes) -> bytes:
-        return key[: self._page_bytes]
+    def _open_namespace(self, namespace: str) -> RadixNode:
+        key = _namespace_key(namespace)
+        node = self.root.children.get(key)
+        if node is None:
+            node = RadixNode(parent=self.root, key=key, pages=[], end=0)
+            self.root.children[key] = node
+            self.num_nodes += 1
+        return node
+
+    def _matchable(self, tokens: "array[int]", most: int) -> int:
+        return max(0, min(len(tokens) - 1, most)) // self._page_size
+
+    def _name(self, node: RadixNode) -> bytes:
+        """What the parent knows a node by: the first page of its edge, or its namespace."""
+        return node.key[: self._page_bytes] if node.pages else node.key
 
     def _descend(self, node: RadixNode, key: bytes, num_pages: int) -> tuple[RadixNode, int]:
         """Follow the first ``num_pages`` of ``key`` below a node.
@@ -229,9 +266,9 @@ class RadixTree:
             lock_count=node.lock_count,
             last_used=node.last_used,
         )
-        node.parent.children[self._first_page(upper.key)] = upper
+        node.parent.children[self._name(upper)] = upper
         node.parent, node.key, node.pages = upper, node.key[cut:], node.pages[num_pages:]
-        upper.children[self._first_page(node.key)] = node
+        upper.children[self._name(node)] = node
         self.num_nodes += 1
         return upper
 
@@ -243,7 +280,7 @@ class RadixTree:
     def _remove(self, node: RadixNode) -> None:
         parent = node.parent
         assert parent is not None
-        del parent.children[self._first_page(node.key)]
+        del parent.children[self._name(node)]
         node.parent = None
         self.num_nodes -= 1
         self._push_if_evictable(parent)
@@ -256,6 +293,9 @@ class RadixTree:
     def _push_if_evictable(self, node: RadixNode) -> None:
         if node.children or node.lock_count or node.parent is None:
             return
+        if not node.pages:
+            self._remove(node)  # a namespace that has become empty
+            return
         self._num_pushes += 1
         heapq.heappush(self._heap, (node.last_used, self._num_pushes, node))
         # A leaf that is used again and again leaves stale entries; without eviction nothing
@@ -263,3 +303,7 @@ class RadixTree:
         if len(self._heap) > 2 * self.num_nodes + _HEAP_SLACK:
             self._heap = [entry for entry in self._heap if self._is_current(entry)]
             heapq.heapify(self._heap)
+
+
+def _namespace_key(namespace: str) -> bytes:
+    return hashlib.blake2b(namespace.encode(), digest_size=_NAMESPACE_KEY_BYTES).digest()

@@ -1,72 +1,28 @@
-"""Who runs next: admit, chunk, decode, retract, finish, abort.
+"""Who runs next: admit, chunk, decode, catch up, retract, finish, abort.
 
 The engine's turn is ``plan = schedule()``; launch it; ``process`` the step launched the turn
 before.  ``schedule`` therefore plans on top of tokens that nobody has seen yet: lengths are known
 in advance, stop tokens are not, and the surplus token after one is dropped in ``process``.
 """
 
-from dataclasses import dataclass
-
 from jaxserve.batch import PADDING_SLOT, StepResult
-from jaxserve.config import EngineConfig
-from jaxserve.errors import ContextLengthError, KVCacheFullError, OverloadedError
 from jaxserve.request import FinishReason, Request, TokenLogprob, TokenOutput
 from jaxserve.scheduler.buckets import Buckets
+from jaxserve.scheduler.catch_up import catch_up_chunks, num_missing_pages
+from jaxserve.scheduler.checks import check_containers
 from jaxserve.scheduler.kv_manager import KVManager
-from jaxserve.scheduler.plan import BatchPlan, Chunk, PlanBuilder, row_logprobs
-from jaxserve.scheduler.policy import get_policy
+from jaxserve.scheduler.outputs import DISPLACED, abort_reason, ending, make_output
+from jaxserve.scheduler.plan import (
+    BatchPlan,
+    Chunk,
+    PlanBuilder,
+    row_logprobs,
+    row_prompt_logprobs,
+)
 from jaxserve.scheduler.sequence import Sequence, Status, make_sequence
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerConfig:
-    """The part of ``EngineConfig`` that the scheduler reads, without a ``None`` that steers."""
-
-    max_running_requests: int
-    chunked_prefill_size: int
-    prefill_max_requests: int
-    page_size: int
-    max_extends_per_decode: int = 8
-    max_queued_requests: int | None = None  # None = unlimited
-    schedule_policy: str = "fcfs"
-    disable_radix_cache: bool = False
-
-    @classmethod
-    def from_engine(cls, config: EngineConfig) -> "SchedulerConfig":
-        """Take the fields from a resolved ``EngineConfig``.
-
-        Raises:
-            ValueError: the config is not resolved; the message names the field.
-        """
-        return cls(
-            max_running_requests=_resolved(config.max_running_requests, "max_running_requests"),
-            chunked_prefill_size=_resolved(config.chunked_prefill_size, "chunked_prefill_size"),
-            prefill_max_requests=_resolved(config.prefill_max_requests, "prefill_max_requests"),
-            page_size=config.page_size,
-            max_extends_per_decode=_resolved(
-                config.max_extends_per_decode, "max_extends_per_decode"
-            ),
-            max_queued_requests=config.max_queued_requests,
-            schedule_policy=config.schedule_policy,
-            disable_radix_cache=config.disable_radix_cache,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerStats:
-    """Counts at one moment; the last three are totals since the start."""
-
-    num_running: int
-    num_waiting: int
-    num_pages: int  # the null page included
-    page_size: int
-    num_free_pages: int
-    num_cached_pages: int  # in the radix tree, in use or not
-    num_evictable_pages: int  # in the radix tree, not in use
-    num_private_pages: int
-    num_prompt_tokens: int
-    num_cached_tokens: int
-    num_retractions: int
+from jaxserve.scheduler.settings import SchedulerConfig
+from jaxserve.scheduler.stats import SchedulerStats, Totals, collect
+from jaxserve.scheduler.waiting_line import WaitingLine
 
 
 class Scheduler:
@@ -97,7 +53,6 @@ class Scheduler:
         )
         self._config = config
         self._eos_token_ids = eos_token_ids
-        self._policy = get_policy(config.schedule_policy)
         self._kv = KVManager(
             num_pages=num_pages,
             page_size=config.page_size,
@@ -108,15 +63,15 @@ class Scheduler:
         self._builder = PlanBuilder(
             buckets=buckets, page_table=self._kv.page_table, page_size=config.page_size
         )
-        self._waiting: list[Sequence] = []  # half-prefilled, retracted, then by arrival
+        self._waiting = WaitingLine(config)
         self._running: dict[str, Sequence] = {}
         self._alive: dict[str, Sequence] = {}  # index by rid of both
+        # Those of the running ones whose newest token the device does not have: it was appended.
+        self._behind: dict[str, Sequence] = {}
         self._num_added = 0
         self._num_launched = 0  # plans handed out and not processed yet
         self._num_extends_in_a_row = 0  # while rows wait to decode
-        self._num_prompt_tokens = 0
-        self._num_cached_tokens = 0
-        self._num_retractions = 0
+        self._totals = Totals()
 
     @property
     def has_work(self) -> bool:
@@ -138,8 +93,11 @@ class Scheduler:
         """Rows of the device's token table, the padding slot included."""
         return self._config.max_running_requests + 1
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request) -> TokenOutput | None:
         """Put a request at the end of the waiting line.
+
+        Returns:
+            The last output of a request that had to leave a full line for this one.
 
         Raises:
             OverloadedError: the line is full.
@@ -147,19 +105,23 @@ class Scheduler:
             ContextLengthError: it is longer than a row of the page table.
             ValueError: the rid is in use, the prompt is empty, or a parameter is still ``None``.
         """
-        maximum = self._config.max_queued_requests
-        if maximum is not None and len(self._waiting) >= maximum:
-            raise OverloadedError("The request queue is full.")
         if request.rid in self._alive:
             raise ValueError(f"rid {request.rid!r} is in use; a rid must be unique while it lives")
         seq = make_sequence(request, self._num_added, self._eos_token_ids)
-        self._check_size(seq)
+        self._kv.require_room(seq)
+        displaced = self._waiting.join(seq)
         self._num_added += 1
         self._alive[request.rid] = seq
-        self._waiting.append(seq)
+        if displaced is None:
+            return None
+        self._finish(displaced)
+        return make_output(displaced, finish=DISPLACED)
 
-    def abort(self, rid: str) -> TokenOutput | None:
+    def abort(self, rid: str, reason: FinishReason | None = None) -> TokenOutput | None:
         """Drop a sequence and free what it holds, whatever its state.
+
+        Args:
+            reason: why, if not because somebody asked for it.
 
         Returns:
             Its last output; ``None`` when the rid is unknown or has finished.
@@ -167,11 +129,61 @@ class Scheduler:
         seq = self._alive.get(rid)
         if seq is None:
             return None
-        message = "Aborted" if seq.has_run else "Abort in waiting queue"
-        if seq.status is Status.WAITING:
-            self._waiting.remove(seq)
-        self._finish(seq)
-        return _output(seq, finish=FinishReason("abort", message=message))
+        reason = reason or abort_reason(seq)
+        self._end_now(seq)
+        return make_output(seq, finish=reason)
+
+    def append(
+        self,
+        rid: str,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...] = (),
+        finish: FinishReason | None = None,
+    ) -> TokenOutput:
+        """Continue a sequence with tokens that were not sampled; the next steps compute them.
+
+        A stop token or ``max_new_tokens`` ends it, as if they were sampled; the rest is dropped.
+
+        Args:
+            logprobs: one for each token, or none at all.
+            finish: how the sequence ends after them; ``None``: it goes on.
+
+        Raises:
+            ValueError: the rid is not alive, or a step of it is in flight: these tokens would
+                have to come after its own.
+        """
+        seq = self._alive.get(rid)
+        if seq is None or seq.num_inflight or seq.is_half_prefilled:
+            state = "is not alive" if seq is None else "has a step in flight"
+            raise ValueError(f"rid {rid!r} {state}; append only to a sequence that stands still")
+        count, reason = 0, None
+        for token_id in token_ids[: seq.max_new_tokens - seq.num_output]:
+            seq.tokens.append(token_id)
+            count += 1
+            reason = ending(seq, token_id)
+            if reason is not None:
+                break
+        if finish is not None and count == len(token_ids):
+            reason = finish
+        if reason is not None:
+            self._end_now(seq)
+        elif count and seq.status is Status.RUNNING:
+            self._behind[rid] = seq
+        return make_output(seq, token_ids[:count], logprobs[:count], reason)
+
+    def retract_all(self) -> int:
+        """Send all that holds pages back to the waiting line; return how many were running.
+
+        No step may be in flight.
+        """
+        assert not self._num_launched, "retracted while a step is in flight"
+        half = self._waiting.half_prefilled
+        if half is not None:
+            self._release(half)
+        count = len(self._running)
+        while self._running:
+            self._retract_youngest()
+        return count
 
     def schedule(self) -> BatchPlan | None:
         """Plan the next step; the caller launches it before it calls anything else.
@@ -181,6 +193,8 @@ class Scheduler:
             a step in flight, which must be processed first.
         """
         plan = self._next_plan()
+        if plan is None and self._waiting and not self._num_launched:
+            plan = self._next_plan()  # the last running one was retracted, for what waits
         if plan is not None:
             self._num_launched += 1
         return plan
@@ -193,15 +207,23 @@ class Scheduler:
         self._num_launched -= 1
         token_ids = result.token_ids.tolist()
         samples = plan.inputs.sampling.samples.tolist()
+        has_logprobs, spans = result.logprobs is not None, plan.prompt_spans
         outputs: list[TokenOutput] = []
         for row, seq in enumerate(plan.rows):
             if seq.status is Status.FINISHED:
                 continue
+            entries = row_prompt_logprobs(plan, result, row) if row in spans else ()
             if samples[row]:
-                outputs.append(self._accept(seq, token_ids[row], row_logprobs(result, row, seq)))
+                logprobs = row_logprobs(result, row, seq) if has_logprobs else ()
+                output = self._accept(seq, token_ids[row], logprobs)
             elif not seq.wants_sample and plan.inputs.kv_lens[row] == seq.num_tokens:
                 self._finish(seq)
-                outputs.append(_output(seq, finish=FinishReason("length")))
+                output = make_output(seq, finish=FinishReason("length"))
+            elif entries:
+                output = make_output(seq)
+            else:
+                continue
+            outputs.append(output._replace(prompt_logprobs=entries) if entries else output)
         return outputs
 
     def flush_cache(self) -> bool:
@@ -213,107 +235,118 @@ class Scheduler:
 
     def check(self) -> None:
         """Assert the invariants of the package.  For tests: it walks everything."""
-        alive = {**self._running, **{seq.rid: seq for seq in self._waiting}}
-        assert alive == self._alive, "a sequence is in no container or in an unindexed one"
-        assert len(alive) == len(self._running) + len(self._waiting), "a sequence is in both"
-        assert all(seq.status is Status.RUNNING for seq in self._running.values())
-        assert all(seq.status is Status.WAITING for seq in self._waiting)
-        half = [index for index, seq in enumerate(self._waiting) if seq.is_half_prefilled]
-        assert half in ([], [0]), "a half-prefilled sequence is not first in line"
-        for seq in self._running.values():
-            expected = seq.num_tokens + (seq.num_inflight - 1 if seq.wants_sample else 0)
-            assert seq.num_computed == expected, "a decoding row's counters differ"
+        check_containers(self._alive, self._running, self._behind, self._waiting)
         self._kv.check()
 
     def stats(self) -> SchedulerStats:
         """Counts at this moment."""
-        kv = self._kv
-        return SchedulerStats(
-            num_running=len(self._running),
-            num_waiting=len(self._waiting),
-            num_pages=kv.num_pages,
-            page_size=kv.page_size,
-            num_free_pages=kv.num_free_pages,
-            num_cached_pages=kv.num_cached_pages,
-            num_evictable_pages=kv.num_evictable_pages,
-            num_private_pages=kv.num_private_pages,
-            num_prompt_tokens=self._num_prompt_tokens,
-            num_cached_tokens=self._num_cached_tokens,
-            num_retractions=self._num_retractions,
-        )
+        return collect(self._running.values(), self._waiting, self._kv, self._totals)
 
     def _next_plan(self) -> BatchPlan | None:
         rows = [seq for seq in self._running.values() if seq.can_decode]
+        if self._behind:
+            rows = [seq for seq in rows if seq.rid not in self._behind]
         is_decode_due = self._num_extends_in_a_row >= self._config.max_extends_per_decode
         if not (rows and is_decode_due):
-            plan = self._plan_extend(len(rows))
+            if self._behind:
+                return self._plan_catch_up(rows)
+            plan = self._plan_extend([], self._config.chunked_prefill_size)
             if plan is not None:
                 self._num_extends_in_a_row = self._num_extends_in_a_row + 1 if rows else 0
                 return plan
-        plan = self._plan_decode(rows)
-        if plan is not None:
-            self._num_extends_in_a_row = 0
+        return self._plan_decode(rows)
+
+    def _plan_catch_up(self, rows: list[Sequence]) -> BatchPlan | None:
+        """An EXTEND step for the tokens of running sequences that the device does not have.
+
+        It stands for a DECODE step: ``rows``, which are not behind, take part with one token each
+        if it is known.  Those left out, for want of room or of the token, decode next.
+        """
+        config = self._config
+        chunks, budget = catch_up_chunks(
+            self._behind, rows, config.chunked_prefill_size, config.prefill_max_requests
+        )
+        while num_missing_pages(self._kv, chunks) > self._kv.num_available_pages:
+            if self._num_launched:
+                return None  # its tokens must be known before a sequence can be computed again
+            retracted = self._retract_youngest()
+            chunks = [chunk for chunk in chunks if chunk.seq is not retracted]
+        for chunk in chunks:
+            self._kv.grow_by(chunk.seq, chunk.num_tokens)
+        plan = self._plan_extend(chunks, budget)
+        is_complete = sum(not chunk.is_behind for chunk in chunks) == len(rows)
+        self._num_extends_in_a_row = 0 if is_complete else config.max_extends_per_decode
         return plan
 
-    def _plan_extend(self, num_decoding: int) -> BatchPlan | None:
-        chunks = self._admit(num_decoding)
-        if not chunks:
+    def _plan_extend(self, running: list[Chunk], budget: int) -> BatchPlan | None:
+        """An EXTEND step of these chunks of running sequences, and of admitted ones."""
+        admitted = self._admit(budget, self._config.prefill_max_requests - len(running))
+        if not (running or admitted):
             return None
-        plan = self._builder.extend(chunks)
-        for chunk in chunks:
+        plan = self._builder.extend(running + admitted)
+        for chunk in running:
+            self._advance_running(chunk)
+        for chunk in admitted:
             self._advance(chunk)
         return plan
 
-    def _admit(self, num_decoding: int) -> list[Chunk]:
+    def _admit(self, budget: int, max_rows: int) -> list[Chunk]:
         """Grant chunks to waiting sequences in order, until a limit or the first that must wait.
 
         Nobody overtakes a sequence that waits for pages: it would never get them.
         """
         chunks: list[Chunk] = []
-        if not self._waiting or not (self._kv.num_free_slots or self._waiting[0].has_run):
+        first = self._waiting.first
+        if first is None or not (self._kv.num_free_slots or first.has_run):
             return chunks
-        budget = self._config.chunked_prefill_size
-        computing: set[tuple[object, bytes]] = set()
-        for seq in self._policy(self._waiting, self._kv.num_cached_tokens):
-            if not budget or len(chunks) == self._config.prefill_max_requests:
+        computing: set[tuple[object, str, bytes]] = set()
+        for seq in self._waiting.in_order(self._kv.num_cached_tokens):
+            if not budget or len(chunks) == max_rows:
                 break
             prefix = self._kv.match(seq)
-            page = self._kv.page_key(seq, prefix)
-            if (prefix, page) in computing and self._kv.can_match_more(seq, prefix):
+            page = self._kv.next_page(seq, prefix)
+            if page in computing and self._kv.can_match_more(seq, prefix):
                 continue  # another row computes this very page: next turn it is a cache hit
             is_first = seq.slot == PADDING_SLOT
-            granted = self._kv.admit(seq, prefix, budget, num_decoding + len(chunks))
+            reserve = len(self._running) + len(chunks)  # each may need a page for its next token
+            granted = self._kv.admit(seq, prefix, budget, reserve)
             if not granted:
                 break
-            computing.add((prefix, page))
+            computing.add(page)
             budget -= granted
             chunks.append(Chunk(seq, granted, is_first))
         return chunks
+
+    def _advance_running(self, chunk: Chunk) -> None:
+        """Move a running sequence on past tokens that are about to be launched."""
+        seq = chunk.seq
+        seq.num_computed += chunk.num_tokens
+        if not seq.num_uncomputed:
+            seq.num_inflight = 1
+            self._behind.pop(seq.rid, None)
 
     def _advance(self, chunk: Chunk) -> None:
         """Move a sequence on past a chunk that is about to be launched."""
         seq = chunk.seq
         if chunk.is_first and not seq.num_retractions:
-            seq.num_cached = seq.num_computed
-            self._num_cached_tokens += seq.num_cached
-            self._num_prompt_tokens += seq.num_prompt
+            seq.num_cached = min(seq.num_computed, seq.num_prompt)
+            self._totals.admitted(seq)
         seq.num_computed += chunk.num_tokens
         self._kv.commit(seq, seq.num_computed)
-        self._waiting.remove(seq)
         if seq.num_uncomputed:
-            self._waiting.insert(0, seq)
+            self._waiting.lead(seq)
             return
+        self._waiting.leave(seq)
         seq.status = Status.RUNNING
         seq.num_inflight = int(seq.wants_sample)
         self._running[seq.rid] = seq
 
     def _plan_decode(self, rows: list[Sequence]) -> BatchPlan | None:
-        needing = self._kv.needing_page(rows)
-        while len(needing) > self._kv.num_available_pages:
+        while len(needing := self._kv.needing_page(rows)) > self._kv.num_available_pages:
             if self._num_launched:
                 return None  # its tokens must be known before a sequence can be computed again
-            rows.remove(self._retract_youngest())
-            needing = self._kv.needing_page(rows)
+            retracted = self._retract_youngest()
+            rows = [seq for seq in rows if seq is not retracted]
         if not rows:
             return None
         self._kv.grow(needing)
@@ -321,20 +354,24 @@ class Scheduler:
         for seq in rows:
             seq.num_computed += 1
             seq.num_inflight += 1
+        self._num_extends_in_a_row = 0
         return plan
 
     def _retract_youngest(self) -> Sequence:
         """Send the last-added running sequence back to the waiting line, for its pages."""
         seq = max(self._running.values(), key=lambda seq: seq.arrival)
         del self._running[seq.rid]
+        self._behind.pop(seq.rid, None)
+        self._release(seq)
+        self._waiting.rejoin(seq)
+        return seq
+
+    def _release(self, seq: Sequence) -> None:
+        """Take its pages from a sequence that goes on later."""
         self._kv.release(seq)
         seq.status = Status.WAITING
         seq.num_retractions += 1
-        self._num_retractions += 1
-        # Behind a half-prefilled one, which holds pages that this one may be waiting for.
-        is_behind = bool(self._waiting) and self._waiting[0].is_half_prefilled
-        self._waiting.insert(int(is_behind), seq)
-        return seq
+        self._totals.retracted(seq)
 
     def _accept(
         self, seq: Sequence, token_id: int, logprobs: tuple[TokenLogprob, ...]
@@ -342,56 +379,21 @@ class Scheduler:
         seq.num_inflight -= 1
         seq.tokens.append(token_id)
         finish = None
-        num_output = seq.num_output
-        if token_id in seq.stop_ids and num_output > seq.request.sampling.min_new_tokens:
-            finish = FinishReason("stop", matched=token_id)
-        elif num_output >= seq.max_new_tokens:
-            finish = FinishReason("length")
-        if finish is not None:
-            self._finish(seq)
-        return _output(seq, (token_id,), logprobs, finish)
+        if token_id in seq.stop_ids or seq.num_output >= seq.max_new_tokens:  # seldom: no call
+            finish = ending(seq, token_id)
+            if finish is not None:
+                self._finish(seq)
+        return make_output(seq, (token_id,), logprobs, finish)
+
+    def _end_now(self, seq: Sequence) -> None:
+        """Finish a sequence between two steps, wherever it stands."""
+        if seq.status is Status.WAITING:
+            self._waiting.leave(seq)
+        self._finish(seq)
 
     def _finish(self, seq: Sequence) -> None:
         seq.status = Status.FINISHED
         self._running.pop(seq.rid, None)
+        self._behind.pop(seq.rid, None)
         del self._alive[seq.rid]
         self._kv.release(seq)
-
-    def _check_size(self, seq: Sequence) -> None:
-        size = self._config.page_size
-        total = seq.num_prompt + seq.max_new_tokens
-        given = f"{seq.num_prompt} prompt tokens + max_new_tokens {seq.max_new_tokens} = {total}"
-        allowed = (self._kv.num_pages - 1) * size
-        if total > allowed:
-            raise KVCacheFullError(
-                f"{given} tokens, the whole KV cache holds {allowed}; shorten the request, or "
-                "restart with a larger --max-total-tokens or --mem-fraction-static"
-            )
-        allowed = self._kv.page_table.shape[1] * size
-        if total > allowed:
-            raise ContextLengthError(
-                f"{given} tokens, a row of the page table holds {allowed}; shorten the request, or "
-                "restart with a larger --context-length"
-            )
-
-
-def _output(
-    seq: Sequence,
-    token_ids: tuple[int, ...] = (),
-    logprobs: tuple[TokenLogprob, ...] = (),
-    finish: FinishReason | None = None,
-) -> TokenOutput:
-    return TokenOutput(
-        rid=seq.request.rid,
-        token_ids=token_ids,
-        logprobs=logprobs,
-        finish=finish,
-        num_cached=seq.num_cached,
-        num_retractions=seq.num_retractions,
-    )
-
-
-def _resolved(value: int | None, name: str) -> int:
-    if value is None:
-        raise ValueError(f"{name} is None; pass the config through resolve() first")
-    return value

@@ -36,6 +36,9 @@ class Sequence:
     max_new_tokens: int
     stop_ids: frozenset[int]  # EOS ids unless ignored, and the request's own
     tokens: "array[int]"  # int32: the radix tree and the plans read it as a buffer
+    # Position of the first prompt token whose logprob is wanted and no launched step computes;
+    # num_prompt when there is none.  A retraction leaves it: nothing is reported twice.
+    next_prompt_logprob: int
     slot: int = PADDING_SLOT  # row in the device's token table while it holds pages
     num_computed: int = 0
     num_inflight: int = 0
@@ -64,6 +67,16 @@ class Sequence:
     def num_output(self) -> int:
         """Confirmed output tokens."""
         return len(self.tokens) - len(self.request.prompt_ids)
+
+    @property
+    def num_matchable(self) -> int:
+        """How many of its first tokens the prefix cache may supply.
+
+        A logprob comes from computing the token before, so that one must not be cached.
+        """
+        if self.next_prompt_logprob >= self.num_prompt:
+            return len(self.tokens)
+        return max(0, self.next_prompt_logprob - 1)
 
     @property
     def num_uncomputed(self) -> int:
@@ -107,10 +120,12 @@ def make_sequence(request: Request, arrival: int, eos_token_ids: tuple[int, ...]
             f"seed={sampling.seed}; both must be numbers before it is added"
         )
     eos = () if sampling.ignore_eos else eos_token_ids
+    start = sampling.prompt_logprobs_start
     return Sequence(
         request=request,
         arrival=arrival,
         max_new_tokens=sampling.max_new_tokens,
         stop_ids=frozenset(eos) | frozenset(sampling.stop_token_ids),
         tokens=array("i", request.prompt_ids),
+        next_prompt_logprob=len(request.prompt_ids) if start is None else start,
     )

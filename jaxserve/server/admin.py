@@ -4,16 +4,53 @@ import asyncio
 import dataclasses
 
 from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field
 
-from jaxserve.server.http_errors import BodyError, json_response
-from jaxserve.server.json_body import JsonObject, read_object
+from jaxserve.config import GIB, SECRETS
+from jaxserve.server.http_errors import json_response
+from jaxserve.server.json_body import JsonObject, parse, parse_query, read_object
 from jaxserve.server.state import STATE, VERSION, ServerState
 
 FLUSH_POLL_S = 0.05
+# Flags that clients read and that have one value here.
+ONLY_SGLANGS = {
+    "dp_size": 1,
+    "pp_size": 1,
+    "ep_size": 1,
+    "nnodes": 1,
+    "node_rank": 0,
+    "is_embedding": False,
+    "enable_lora": False,
+    "quantization": None,
+    "kv_cache_dtype": "auto",
+    "disaggregation_mode": "null",
+    "disaggregation_bootstrap_port": None,
+    "speculative_algorithm": None,
+    "enable_dp_attention": False,
+    "load_balance_method": "round_robin",
+    "trust_remote_code": False,
+    "tokenizer_mode": "auto",
+    "skip_tokenizer_init": False,
+}
 FLUSH_TEXT = (
     "Cache flushed.\nPlease check backend logs for more details. (When there are running or "
     "waiting requests, the operation will not be performed.)\n"
 )
+
+
+class FlushQuery(BaseModel):
+    """/flush_cache?…"""
+
+    timeout: float = Field(0.0, ge=0, le=3600, description="Seconds to wait for idleness.")
+
+
+class AbortBody(BaseModel):
+    """POST /abort_request."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    rid: str = Field("", description="Beginning of the rids to abort; an unknown one is no error.")
+    abort_all: bool = Field(False, description="Abort everything.")
 
 
 async def root(request: web.Request) -> web.Response:
@@ -42,11 +79,11 @@ def _model_info(state: ServerState) -> JsonObject:
         "served_model_name": state.served_model_name,
         "tokenizer_path": info.tokenizer_path,
         "is_generation": info.is_generation,
-        "preferred_sampling_params": None,
+        "preferred_sampling_params": state.config.preferred_sampling_params,
         "weight_version": info.weight_version,
         "load_format": info.load_format,
-        "reasoning_parser": None,
-        "tool_call_parser": None,
+        "reasoning_parser": info.reasoning_parser,
+        "tool_call_parser": info.tool_call_parser,
         "disaggregation_mode": "null",
         "has_image_understanding": False,
         "has_audio_understanding": False,
@@ -63,10 +100,8 @@ def server_args(state: ServerState) -> JsonObject:
         "model_path": info.model_path,
         "tokenizer_path": info.tokenizer_path,
         "served_model_name": state.served_model_name,
-        "api_key": "***" if state.config.api_key else None,
-        "dp_size": 1,
-        "pp_size": 1,
-        "is_embedding": False,
+        **{name: "***" for name in SECRETS if args[name] is not None},
+        **{name: value for name, value in ONLY_SGLANGS.items() if name not in args},
     }
 
 
@@ -83,7 +118,13 @@ async def server_info(request: web.Request) -> web.Response:
         "world_size": args["tp_size"],
         "effective_max_running_requests_per_dp": args["max_running_requests"],
         "last_gen_throughput": stats.gen_throughput,
-        "memory_usage": {"token_capacity": info.max_total_num_tokens},
+        "avg_spec_accept_length": None,
+        "memory_usage": {
+            "weight": round(stats.weight_bytes / GIB, 2),
+            "kvcache": round(stats.kv_cache_bytes / GIB, 2),
+            "token_capacity": info.max_total_num_tokens,
+            "graph": 0.0,
+        },
         "num_running_reqs": stats.num_running,
         "num_waiting_reqs": stats.num_waiting,
         "num_used_tokens": stats.num_used_tokens,
@@ -110,6 +151,11 @@ async def server_info(request: web.Request) -> web.Response:
     )
 
 
+async def get_weight_version(request: web.Request) -> web.Response:
+    """GET /get_weight_version."""
+    return json_response({"weight_version": request.app[STATE].llm.info.weight_version})
+
+
 async def get_memory_pool_size(request: web.Request) -> web.Response:
     """GET or POST /get_memory_pool_size: the KV pool's size in tokens, a bare integer."""
     return json_response(request.app[STATE].llm.info.max_total_num_tokens)
@@ -118,11 +164,7 @@ async def get_memory_pool_size(request: web.Request) -> web.Response:
 async def flush_cache(request: web.Request) -> web.Response:
     """GET or POST /flush_cache?timeout=seconds: 200, or 400 while anything runs or waits."""
     llm = request.app[STATE].llm
-    try:
-        timeout_s = float(request.query.get("timeout", "0"))
-    except ValueError:
-        given = request.query["timeout"]
-        raise BodyError(f"timeout must be a number of seconds, got {given!r}") from None
+    timeout_s = parse_query(FlushQuery, request).timeout
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + timeout_s
     while not (flushed := await llm.flush_cache()) and loop.time() < deadline_s:
@@ -133,14 +175,11 @@ async def flush_cache(request: web.Request) -> web.Response:
 async def abort_request(request: web.Request) -> web.Response:
     """POST /abort_request: abort the rids that start with ``rid``, or all.  Always 200."""
     llm = request.app[STATE].llm
-    body = await read_object(request)
-    rid, abort_all = body.get("rid") or "", body.get("abort_all") or False
-    if not isinstance(rid, str) or not isinstance(abort_all, bool):
-        raise BodyError("abort_request takes {'rid': str, 'abort_all': bool}")
-    if abort_all:
+    body = parse(AbortBody, await read_object(request))
+    if body.abort_all:
         llm.abort_all()
-    elif rid:
-        llm.abort(rid)
+    elif body.rid:
+        llm.abort(body.rid)
     return web.Response()
 
 

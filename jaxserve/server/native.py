@@ -4,81 +4,205 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 from aiohttp import web
 
-from jaxserve.errors import JaxserveError
-from jaxserve.native_format import GenerateState
-from jaxserve.request import SamplingParams
-from jaxserve.sampling_dict import SamplingFieldError
+from jaxserve.errors import JaxserveError, UnsupportedFeatureError
+from jaxserve.native_fields import SamplingFieldError
+from jaxserve.native_format import AnswerFormat, GenerateState, ReasoningSpan
+from jaxserve.native_request import Call, GenerateRequest, Prompt, parse_generate
+from jaxserve.parsers import reasoning_format
+from jaxserve.request import HEALTH_CHECK_RID, SamplingParams
+from jaxserve.sampling_dict import FIELDS
 from jaxserve.server.http_errors import (
+    BodyError,
     json_response,
     native_stream_error,
 )
-from jaxserve.server.json_body import read_object
-from jaxserve.server.native_types import GenerateBody, parse_generate
+from jaxserve.server.json_body import JsonObject, read_object
 from jaxserve.server.sse import event, send_events
 from jaxserve.server.state import STATE, OpenStreams, ServerState
 from jaxserve.server.streams import merge, results
 
-HEALTH_TIMEOUT_S = 20.0
-HEALTH_RID = "HEALTH_CHECK"
+TAIL = 100  # characters or tokens at a prompt's end, where a template may open the reasoning
+VERTEX_INPUTS = ("text", "input_ids", "input_embeds", "image_data")
+
+
+class Generation:
+    """What one body of /generate asks for, on its way to an answer."""
+
+    def __init__(self, state: ServerState, body: GenerateRequest) -> None:
+        self.state = state
+        self.body = body
+        self.opened = OpenStreams()
+        self._calls: list[Call] = []
+        self._reasoning: list[ReasoningSpan | None] = []  # of each call
+        self._n = 1
+
+    @property
+    def is_list(self) -> bool:
+        """The answer is a list, or its events have an index."""
+        return self.body.is_batch or self._n > 1
+
+    async def submit(self) -> None:
+        """Submit every prompt.
+
+        Raises:
+            SamplingFieldError: sampling_params cannot be decoded.
+            JaxserveError: what ``LLM.submit`` refuses.
+        """
+        self._calls, self._n = self.body.calls()
+        for call in self._calls:
+            wanted = self.body.shown.reasoning
+            span = await _reasoning_span(self.state, call.prompt) if wanted else None
+            self._reasoning.append(span)
+            await self.opened.add(
+                self.state.llm.submit(
+                    call.prompt,
+                    _constrained_after(span, call.params),
+                    rid=call.options.rid,
+                    n=self._n,
+                    priority=self.body.shown.priority,
+                    clamp_max_new_tokens=call.clamps,
+                    cache_namespace=call.options.cache_namespace,
+                    session=call.options.session,
+                )
+            )
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The events of a stream; each holds all there is so far."""
+        answers = self._answers()
+        interval = self.state.config.stream_interval
+        intervals = [call.params.stream_interval or interval for call in self._calls]
+        each = [interval for interval in intervals for _ in range(self._n)]
+        chunks = merge(self.opened.streams, each)
+        async with aclosing(chunks):
+            async for i, chunk in chunks:
+                answer = answers[i]
+                answer.add(chunk)
+                body = answer.body()
+                if self.is_list:
+                    body["index"] = i
+                yield event(body)
+
+    async def answer(self) -> object:
+        """The whole answer.
+
+        Raises:
+            JaxserveError: the engine gave a sequence up.
+        """
+        answers = self._answers()
+        async for i, chunk in results(self.opened.streams):
+            answers[i].add(chunk)
+        bodies = [answer.body() for answer in answers]
+        return bodies if self.is_list else bodies[0]
+
+    def _answers(self) -> list[GenerateState]:
+        llm, config, shown = self.state.llm, self.state.config, self.body.shown
+        whole = AnswerFormat(
+            weight_version=llm.info.weight_version,
+            decode_token=llm.decode_token if shown.text_in_logprobs else None,
+            shows_prompt_ids=shown.prompt_token_ids,
+            has_times=config.enable_metrics,
+            is_incremental=shown.stream and config.incremental_streaming_output,
+        )
+        answers = []
+        for i, stream in enumerate(self.opened.streams):
+            options = self._calls[i // self._n].options
+            answer_format = replace(
+                whole,
+                reasoning=self._reasoning[i // self._n],
+                num_logprobs=options.num_logprobs,
+                has_logprob_ids=bool(options.logprob_token_ids),
+            )
+            answers.append(
+                GenerateState(stream.rid, stream.prompt_ids, stream.arrival_s, answer_format)
+            )
+        return answers
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
     """POST or PUT /generate."""
+    generation = _generation(request, await read_object(request))
+    with generation.opened:
+        if generation.body.shown.stream:
+            return await _stream(request, generation)
+        await generation.submit()
+        return json_response(await generation.answer())
+
+
+async def vertex_generate(request: web.Request) -> web.StreamResponse:
+    """POST /vertex_generate: instances → predictions.
+
+    ``parameters`` are fields of /generate, those of sampling_params among them or inside it.
+    """
+    vertex = await read_object(request)
+    instances, parameters = vertex.get("instances"), vertex.get("parameters") or {}
+    if not isinstance(instances, list) or not isinstance(parameters, dict):
+        raise BodyError("vertex_generate takes {'instances': [object], 'parameters': object}")
+    if not all(isinstance(instance, dict) for instance in instances):
+        raise BodyError("every instance must be an object with `text` or `input_ids`")
+    if not instances:
+        return json_response({"predictions": []})
+    generation = _generation(request, _vertex_body(instances, parameters))
+    with generation.opened:
+        if generation.body.shown.stream:
+            return await _stream(request, generation)
+        await generation.submit()
+        return json_response({"predictions": await generation.answer()})
+
+
+def _vertex_body(instances: list[JsonObject], parameters: JsonObject) -> JsonObject:
+    sampling = {name: value for name, value in parameters.items() if name in FIELDS}
+    body = {name: value for name, value in parameters.items() if name not in FIELDS}
+    given = body.get("sampling_params") or {}
+    if isinstance(given, dict):
+        body["sampling_params"] = sampling | given
+    for name in VERTEX_INPUTS:
+        values = [instance.get(name) for instance in instances]
+        if any(value is not None for value in values):
+            body[name] = values
+    return body
+
+
+def _generation(request: web.Request, body: JsonObject) -> Generation:
     state = request.app[STATE]
-    body = parse_generate(await read_object(request))
-    with OpenStreams() as opened:
-        try:
-            is_list = await _submit(state, body, opened)
-        except SamplingFieldError:
-            raise
-        except JaxserveError as error:
-            if not body.stream:
-                raise
-            return await send_events(request, _refusal(error), _error_event)
-        answers = _answers(state, body, opened)
-        if body.stream:
-            events = _events(state, opened, answers, is_list)
-            return await send_events(request, events, _error_event)
-        return json_response(await _collect(opened, answers, is_list))
+    return Generation(state, parse_generate(body, state.config.preferred_sampling_params))
 
 
-async def _submit(state: ServerState, body: GenerateBody, opened: OpenStreams) -> bool:
-    """Submit every prompt; return whether the answer is a list."""
-    calls, n = body.calls()
-    for call in calls:
-        await opened.add(
-            state.llm.submit(
-                call.prompt,
-                call.params,
-                rid=call.rid,
-                n=n,
-                priority=body.priority,
-                clamp_max_new_tokens=call.clamps,
-            )
+async def _stream(request: web.Request, generation: Generation) -> web.StreamResponse:
+    try:
+        await generation.submit()
+    except SamplingFieldError:
+        raise
+    except JaxserveError as error:
+        return await send_events(request, _refusal(error), _error_event)
+    return await send_events(request, generation.events(), _error_event)
+
+
+async def _reasoning_span(state: ServerState, prompt: Prompt) -> ReasoningSpan:
+    """The tokens around the reasoning in the answer to ``prompt``."""
+    llm = state.llm
+    name = llm.info.reasoning_parser
+    if name is None:
+        raise UnsupportedFeatureError(
+            "`require_reasoning` is not supported: the server has no --reasoning-parser, so it "
+            "does not know where reasoning ends. Leave it away or send false."
         )
-    return body.is_batch or n > 1
+    marks = reasoning_format(name)
+    end_ids = await llm.encode(marks.think_end, add_special_tokens=False)
+    tail = prompt[-TAIL:] if isinstance(prompt, str) else llm.decode(prompt[-TAIL:])
+    is_inside = marks.starts_inside(tail)
+    return ReasoningSpan(end_ids, None if is_inside else llm.token_id(marks.think_start))
 
 
-def _answers(state: ServerState, body: GenerateBody, opened: OpenStreams) -> list[GenerateState]:
-    n = len(opened.streams) // len(body.prompts)
-    answers = []
-    for i, stream in enumerate(opened.streams):
-        prompt = i // n
-        num_logprobs = body.top_logprobs_num[prompt] if body.return_logprob[prompt] else None
-        answers.append(
-            GenerateState(
-                stream.rid,
-                len(stream.prompt_ids),
-                stream.arrival_s,
-                weight_version=state.llm.info.weight_version,
-                num_logprobs=num_logprobs,
-                decode_token=state.llm.decode_token if body.text_in_logprobs else None,
-            )
-        )
-    return answers
+def _constrained_after(span: ReasoningSpan | None, params: SamplingParams) -> SamplingParams:
+    """A grammar begins where the reasoning ends, or at once if there turns out to be none."""
+    if span is None or params.grammar is None:
+        return params
+    grammar = replace(params.grammar, starts_after=span.end_ids, starts_with=span.start_id)
+    return replace(params, grammar=grammar)
 
 
 async def _refusal(error: JaxserveError) -> AsyncGenerator[bytes, None]:
@@ -87,27 +211,6 @@ async def _refusal(error: JaxserveError) -> AsyncGenerator[bytes, None]:
 
 def _error_event(error: JaxserveError) -> bytes:
     return event(native_stream_error(str(error), error.status))
-
-
-async def _events(
-    state: ServerState, opened: OpenStreams, answers: list[GenerateState], is_list: bool
-) -> AsyncGenerator[bytes, None]:
-    chunks = merge(opened.streams, state.config.stream_interval)
-    async with aclosing(chunks):
-        async for i, chunk in chunks:
-            answer = answers[i]
-            answer.add(chunk)
-            body = answer.body()
-            if is_list:
-                body["index"] = i
-            yield event(body)
-
-
-async def _collect(opened: OpenStreams, answers: list[GenerateState], is_list: bool) -> object:
-    async for i, chunk in results(opened.streams):
-        answers[i].add(chunk)
-    bodies = [answer.body() for answer in answers]
-    return bodies if is_list else bodies[0]
 
 
 # --- liveness ---
@@ -124,9 +227,9 @@ async def health_generate(request: web.Request) -> web.Response:
     if not state.is_serving:
         return web.Response(status=503)
     params = SamplingParams(max_new_tokens=1, temperature=0.0)
-    rid = f"{HEALTH_RID}_{uuid.uuid4().hex}"
+    rid = f"{HEALTH_CHECK_RID}_{uuid.uuid4().hex}"
     try:
-        async with asyncio.timeout(HEALTH_TIMEOUT_S):
+        async with asyncio.timeout(state.config.health_check_timeout_s):
             with OpenStreams() as opened:
                 await opened.add(state.llm.submit("a", params, rid=rid))
                 async for _ in results(opened.streams):

@@ -5,70 +5,78 @@ once per request, so that a token costs one small ``orjson.dumps`` and one join.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import orjson
 
-from jaxserve.request import FinishReason, TextChunk, TokenLogprob, Usage
+from jaxserve.errors import JaxserveError
+from jaxserve.parsers import ToolCallDelta
+from jaxserve.request import FinishReason, TokenLogprob, Usage
+from jaxserve.server.http_errors import Dialect, error_object
+from jaxserve.server.sse import event
 
 DecodeToken = Callable[[int], str]
 JsonObject = dict[str, object]
 
-
-@dataclass(slots=True)
-class Choice:
-    """What one choice has produced so far."""
-
-    text: str = ""
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    finish: FinishReason | None = None
-
-    def add(self, chunk: TextChunk) -> None:
-        """Append one increment."""
-        self.text += chunk.text
-        self.logprobs += chunk.logprobs
-        self.finish = chunk.finish
+_OPEN = b'"finish_reason":null,"matched_stop":null'
+_CONTENT_TAIL = b',"reasoning_content":null},"logprobs":null,%b}]}\n\n' % _OPEN
+_TEXT_TAIL = b',"logprobs":null,%b}]}\n\n' % _OPEN
 
 
 class UsageCount:
-    """Token counts of one HTTP request: a prompt counts once, not once per choice."""
+    """Token counts of one HTTP request: a prompt counts once, not once per choice.
 
-    def __init__(self, num_choices: int, n: int, *, with_cached: bool) -> None:
+    Args:
+        num_choices: of all prompts together.
+        n: choices per prompt.
+        with_cached: tell how many prompt tokens came from the prefix cache.
+        with_reasoning: tell how many output tokens were reasoning, in OpenAI's place too.
+    """
+
+    def __init__(
+        self, num_choices: int, n: int, *, with_cached: bool, with_reasoning: bool = False
+    ) -> None:
         self._usages = [Usage(0, 0, 0)] * num_choices
+        self._reasoning = [0] * num_choices
         self._n = n
         self._with_cached = with_cached
+        self._with_reasoning = with_reasoning
 
-    def update(self, index: int, usage: Usage) -> None:
-        """Keep the latest counts of choice ``index``."""
-        self._usages[index] = usage
+    def update(self, choice: int, usage: Usage, reasoning_tokens: int = 0) -> None:
+        """Keep the latest counts of a choice."""
+        self._usages[choice] = usage
+        self._reasoning[choice] = reasoning_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that came from the prefix cache."""
+        return sum(usage.cached_tokens for usage in self._usages[:: self._n])
 
     def as_dict(self) -> JsonObject:
         """The ``usage`` object."""
-        firsts = self._usages[:: self._n]
-        prompt = sum(usage.prompt_tokens for usage in firsts)
+        prompt = sum(usage.prompt_tokens for usage in self._usages[:: self._n])
         completion = sum(usage.completion_tokens for usage in self._usages)
-        cached = {"cached_tokens": sum(usage.cached_tokens for usage in firsts)}
+        reasoning = sum(self._reasoning)
+        cached = {"cached_tokens": self.cached_tokens} if self._with_cached else None
         return {
             "prompt_tokens": prompt,
             "total_tokens": prompt + completion,
             "completion_tokens": completion,
-            "prompt_tokens_details": cached if self._with_cached else None,
-            "reasoning_tokens": 0,
-            "completion_tokens_details": None,
+            "prompt_tokens_details": cached,
+            "reasoning_tokens": reasoning,
+            "completion_tokens_details": (
+                {"reasoning_tokens": reasoning} if self._with_reasoning else None
+            ),
         }
 
-
-def finish_fields(finish: FinishReason | None) -> JsonObject:
-    """``finish_reason`` and ``matched_stop`` of one choice."""
-    if finish is None:
-        return {"finish_reason": None, "matched_stop": None}
-    return {"finish_reason": finish.type, "matched_stop": finish.matched}
+    def sglext(self) -> JsonObject:
+        """SGLang's extension: where the cached tokens came from; there is no host tier."""
+        return {"cached_tokens_details": {"device": self.cached_tokens, "host": 0}}
 
 
 def chat_logprobs(logprobs: Sequence[TokenLogprob], decode: DecodeToken) -> JsonObject:
     """Logprobs as /v1/chat/completions writes them."""
 
-    def entry(token_id: int, logprob: float) -> JsonObject:
+    def entry(token_id: int, logprob: float | None) -> JsonObject:
         token = decode(token_id)
         return {"token": token, "bytes": list(token.encode()), "logprob": logprob}
 
@@ -82,62 +90,117 @@ def chat_logprobs(logprobs: Sequence[TokenLogprob], decode: DecodeToken) -> Json
 
 
 def completion_logprobs(logprobs: Sequence[TokenLogprob], decode: DecodeToken) -> JsonObject:
-    """Logprobs as /v1/completions writes them; text_offset is not computed, as in SGLang."""
+    """Logprobs as /v1/completions writes them; text_offset is not computed, as in SGLang.
+
+    The first token of a prompt has neither a logprob nor top logprobs: both are null.
+    """
     return {
         "text_offset": [-1] * len(logprobs),
         "token_logprobs": [item.logprob for item in logprobs],
         "tokens": [decode(item.token_id) for item in logprobs],
-        "top_logprobs": [{decode(i): logprob for i, logprob in item.top} for item in logprobs],
+        "top_logprobs": [
+            None
+            if item.logprob is None
+            else {decode(token_id): logprob for token_id, logprob in item.top}
+            for item in logprobs
+        ],
+    }
+
+
+def call_delta(delta: ToolCallDelta) -> JsonObject:
+    """A piece of a tool call as a streamed chunk has it."""
+    return {
+        "index": delta.index,
+        "id": delta.id,
+        "type": "function",
+        "function": {"name": delta.name, "arguments": delta.arguments},
     }
 
 
 class ChunkFormat:
-    """Streamed chunks of one HTTP request, as whole events."""
+    """Streamed chunks of one HTTP request, as whole events.
+
+    ``extras`` are further members of a choice, ``usage`` a further member of the chunk; both are
+    bytes that start with a comma, or empty.
+    """
 
     def __init__(self, rid: str, kind: str, created: int, model: str, num_choices: int) -> None:
         top = {"id": rid, "object": kind, "created": created, "model": model}
         self._top = b"data: %b," % orjson.dumps(top)[:-1]
         self._heads = [b'%b"choices":[{"index":%d,' % (self._top, i) for i in range(num_choices)]
+        self._content_heads = [b'%b"delta":{"content":' % head for head in self._heads]
+        self._text_heads = [b'%b"text":' % head for head in self._heads]
 
-    def role(self, index: int) -> bytes:
+    def role(self, choice: int, extras: bytes = b"") -> bytes:
         """The first chunk of a chat choice."""
-        delta = b'"delta":{"role":"assistant","content":"","reasoning_content":null},'
-        return b'%b%b"logprobs":null,"finish_reason":null,"matched_stop":null}]}\n\n' % (
-            self._heads[index],
-            delta,
-        )
+        delta = b'"role":"assistant","content":"","reasoning_content":null'
+        return self._delta(choice, delta, b"null", extras, b"")
 
-    def content(self, index: int, text: str, logprobs: JsonObject | None, usage: bytes) -> bytes:
+    def content(
+        self, choice: int, text: str, logprobs: JsonObject | None, extras: bytes, usage: bytes
+    ) -> bytes:
         """New text of a chat choice."""
-        return (
-            b'%b"delta":{"content":%b,"reasoning_content":null},"logprobs":%b,'
-            b'"finish_reason":null,"matched_stop":null}]%b}\n\n'
-        ) % (self._heads[index], orjson.dumps(text), _dumps(logprobs), usage)
+        delta = b'"content":%b,"reasoning_content":null' % orjson.dumps(text)
+        return self._delta(choice, delta, _dumps(logprobs), extras, usage)
 
-    def chat_finish(self, index: int, finish: FinishReason, usage: bytes) -> bytes:
+    def bare_content(self, choice: int, text: str) -> bytes:
+        """``content`` with nothing beside it: what nearly all chunks are."""
+        return self._content_heads[choice] + orjson.dumps(text) + _CONTENT_TAIL
+
+    def reasoning(
+        self, choice: int, text: str, logprobs: JsonObject | None, extras: bytes, usage: bytes
+    ) -> bytes:
+        """New reasoning of a chat choice."""
+        delta = b'"reasoning_content":%b' % orjson.dumps(text)
+        return self._delta(choice, delta, _dumps(logprobs), extras, usage)
+
+    def call(
+        self, choice: int, call: ToolCallDelta, logprobs: JsonObject | None, extras: bytes,
+        usage: bytes,
+    ) -> bytes:  # fmt: skip
+        """A piece of a tool call of a chat choice."""
+        calls = orjson.dumps([call_delta(call)])
+        delta = b'"tool_calls":%b,"reasoning_content":null' % calls
+        return self._delta(choice, delta, _dumps(logprobs), extras, usage)
+
+    def _delta(
+        self, choice: int, delta: bytes, logprobs: bytes, extras: bytes, usage: bytes
+    ) -> bytes:
+        return b'%b"delta":{%b},"logprobs":%b,%b%b}]%b}\n\n' % (
+            self._heads[choice], delta, logprobs, _OPEN, extras, usage,
+        )  # fmt: skip
+
+    def chat_finish(
+        self, choice: int, finish: str, matched: int | str | None, usage: bytes
+    ) -> bytes:
         """The last chunk of a chat choice."""
         return b'%b"delta":{"reasoning_content":null},"logprobs":null,%b}]%b}\n\n' % (
-            self._heads[index],
-            orjson.dumps(finish_fields(finish))[1:-1],
+            self._heads[choice],
+            _finish_members(finish, matched),
             usage,
         )
 
     def text(
-        self, index: int, text: str, logprobs: JsonObject | None,
-        finish: FinishReason | None, usage: bytes,
+        self, choice: int, text: str, logprobs: JsonObject | None,
+        finish: FinishReason | None, extras: bytes, usage: bytes,
     ) -> bytes:  # fmt: skip
         """New text of a completion choice; ``finish`` rides on the last one."""
-        return b'%b"text":%b,"logprobs":%b,%b}]%b}\n\n' % (
-            self._heads[index],
+        return b'%b"text":%b,"logprobs":%b,%b%b}]%b}\n\n' % (
+            self._heads[choice],
             orjson.dumps(text),
             _dumps(logprobs),
-            orjson.dumps(finish_fields(finish))[1:-1],
+            _OPEN if finish is None else _finish_members(finish.type, finish.matched),
+            extras,
             usage,
         )
 
-    def usage(self, usage: JsonObject) -> bytes:
-        """The chunk without choices that ends a stream asked for its usage."""
-        return b'%b"choices":[],"usage":%b}\n\n' % (self._top, orjson.dumps(usage))
+    def bare_text(self, choice: int, text: str) -> bytes:
+        """``text`` with nothing beside it."""
+        return self._text_heads[choice] + orjson.dumps(text) + _TEXT_TAIL
+
+    def without_choices(self, name: str, value: JsonObject) -> bytes:
+        """A chunk that tells of the whole request: its ``usage``, ``sglext``."""
+        return b'%b"choices":[],"%b":%b}\n\n' % (self._top, name.encode(), orjson.dumps(value))
 
 
 def usage_member(usage: JsonObject) -> bytes:
@@ -145,5 +208,19 @@ def usage_member(usage: JsonObject) -> bytes:
     return b',"usage":%b' % orjson.dumps(usage)
 
 
+def ids_member(name: str, token_ids: Sequence[int]) -> bytes:
+    """Token ids as a further member of a choice."""
+    return b',"%b":%b' % (name.encode(), orjson.dumps(token_ids))
+
+
+def _finish_members(finish: str, matched: int | str | None) -> bytes:
+    return b'"finish_reason":%b,"matched_stop":%b' % (orjson.dumps(finish), orjson.dumps(matched))
+
+
 def _dumps(value: JsonObject | None) -> bytes:
     return b"null" if value is None else orjson.dumps(value)
+
+
+def error_event(error: JaxserveError) -> bytes:
+    """What ends a stream when the engine gives the sequence up."""
+    return event({"error": error_object(error, Dialect.OPENAI)})

@@ -1,4 +1,4 @@
-"""The bodies of /v1/completions and /v1/chat/completions → prompt and SamplingParams.
+"""What the bodies of OpenAI's endpoints share, and that of /v1/completions.
 
 Unknown fields are ignored; null is absent; a known field that is not built is refused by name.
 """
@@ -10,65 +10,62 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from jaxserve.errors import InvalidRequestError, UnsupportedFeatureError
-from jaxserve.request import SamplingParams
+from jaxserve.native_request import MAX_N, cache_namespace, session_params
+from jaxserve.request import SamplingParams, SessionParams
 from jaxserve.sampling_dict import sampling_params_from_dict
 from jaxserve.server.json_body import JsonObject
-from jaxserve.server.native_types import MAX_N
+from jaxserve.server.output_grammar import grammar_of
 
 T = TypeVar("T")
 # The first wrong item refuses a list: naming a million of them takes a minute and 100 MB.
 Items = Annotated[list[T], Field(fail_fast=True)]
 
 DEFAULT_COMPLETION_TOKENS = 16
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
-_CONSTRAINED = "output cannot be constrained to a grammar"
-_OUTPUT = "the answer cannot carry it yet"
-_COMMON_UNSUPPORTED = {
-    "regex": _CONSTRAINED,
-    "ebnf": _CONSTRAINED,
-    "json_schema": _CONSTRAINED,
-    "structural_tag": _CONSTRAINED,
-    "stop_regex": "only stop strings and stop_token_ids end a text",
+_LATER = "the answer cannot carry it yet"
+_PROCESSOR = "there are no custom logit processors"
+_DISAGGREGATION = "prefill and decode are not disaggregated"
+_ONE_ENGINE = "there is one engine, of rank 0"
+COMMON_UNSUPPORTED = {
     "lora_path": "there are no LoRA adapters",
-    "session_params": "there are no sessions",
-    "custom_logit_processor": "there are no custom logit processors",
-    "custom_params": "there are no custom logit processors",
-    "extra_key": "the prefix cache has one namespace",
-    "cache_salt": "the prefix cache has one namespace",
-    "return_hidden_states": _OUTPUT,
-    "return_routed_experts": _OUTPUT,
-    "return_cached_tokens_details": _OUTPUT,
-    "return_token_ids": _OUTPUT,
-    "return_prompt_token_ids": _OUTPUT,
-    "return_meta_info": _OUTPUT,
+    "custom_logit_processor": _PROCESSOR,
+    "custom_params": _PROCESSOR,
+    "watermark": "texts are not watermarked",
+    "return_hidden_states": _LATER,
+    "return_routed_experts": _LATER,
+    "bootstrap_host": _DISAGGREGATION,
+    "bootstrap_port": _DISAGGREGATION,
+    "bootstrap_room": _DISAGGREGATION,
+    "data_parallel_rank": _ONE_ENGINE,
+    "routed_dp_rank": _ONE_ENGINE,
+    "disagg_prefill_dp_rank": _DISAGGREGATION,
 }
-COMPLETION_UNSUPPORTED = _COMMON_UNSUPPORTED | {"suffix": "the model does not fill in the middle"}
-CHAT_UNSUPPORTED = _COMMON_UNSUPPORTED | {
-    "reasoning": "there is no reasoning parser",
-    "functions": "tools are not supported",
-    "function_call": "tools are not supported",
-    "audio": "the model takes text only",
-}
+COMPLETION_UNSUPPORTED = COMMON_UNSUPPORTED | {"suffix": "the model does not fill in the middle"}
 
 
 class StreamOptions(BaseModel):
     """What a stream tells about token counts."""
 
+    model_config = ConfigDict(frozen=True)  # as a default it is not copied
+
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
 
 
-class _CommonBody(BaseModel):
+class CommonBody(BaseModel):
+    """Fields of /v1/completions and /v1/chat/completions alike."""
+
     model_config = ConfigDict(extra="ignore")
 
-    model: str = "default"
-    n: Annotated[int, Field(ge=1, le=MAX_N)] = 1
+    model: Annotated[str, Field(description="Any name; echoed in the answer.")] = "default"
+    n: Annotated[int, Field(ge=1, le=MAX_N, description="Samples per prompt.")] = 1
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    stop: str | Items[str] = []
-    seed: int | None = None
-    logit_bias: JsonObject = {}  # its items are checked with the sampling fields
+    stop: str | Items[str] = Field(default_factory=list)
+    seed: Annotated[int | None, Field(description="Always honoured.")] = None
+    logit_bias: JsonObject = Field(
+        default_factory=dict
+    )  # its items are checked with the sampling fields
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     temperature: float | None = None
@@ -77,26 +74,54 @@ class _CommonBody(BaseModel):
     min_p: float | None = None
     repetition_penalty: float | None = None
     min_tokens: int = 0
-    stop_token_ids: Items[int] = []
+    stop_token_ids: Items[int] = Field(default_factory=list)
+    stop_regex: str | Items[str] = Field(default_factory=list)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
     no_stop_trim: bool = False
     rid: str | None = None
     priority: int = 0
-    response_format: JsonObject = {}
+    cache_salt: Annotated[
+        str, Field(description="Prefixes are shared only among equal cache_salt and extra_key.")
+    ] = ""
+    extra_key: str = ""
+    session_params: JsonObject = Field(
+        default_factory=dict, description="Continues a request of an open session."
+    )
+    response_format: JsonObject = Field(
+        default_factory=dict,
+        description="Of type `text`, `json_object`, `json_schema` or `structural_tag`. With a "
+        "reasoning parser the output is held to it from the end of the reasoning on.",
+    )
+    regex: Annotated[
+        str, Field(description="What the output must match; one of these four at most.")
+    ] = ""
+    ebnf: Annotated[str, Field(description="GBNF, SGLang's EBNF or Lark.")] = ""
+    json_schema: Annotated[str | JsonObject, Field(description="The schema or its text.")] = ""
+    structural_tag: str | JsonObject = ""
+    return_token_ids: Annotated[
+        bool, Field(description="Adds `token_ids` and `prompt_token_ids` to every choice.")
+    ] = False
+    return_cached_tokens_details: Annotated[
+        bool, Field(description="Adds `sglext.cached_tokens_details` to the answer.")
+    ] = False
 
-    def check_response_format(self) -> None:
-        """Refuse constrained output.
+    @property
+    def cache_namespace(self) -> str:
+        """Prefixes computed in one are never used in another."""
+        return cache_namespace(extra_key=self.extra_key, cache_salt=self.cache_salt)
+
+    @property
+    def session(self) -> SessionParams | None:
+        """The session whose request the prompt continues.
 
         Raises:
-            UnsupportedFeatureError: any type but text.
+            InvalidRequestError: it names none.
         """
-        kind = self.response_format.get("type")
-        if kind not in (None, "text"):
-            raise UnsupportedFeatureError(
-                f"`response_format` {kind!r} is not supported: {_CONSTRAINED}. "
-                'Leave it away or send {"type": "text"}.'
-            )
+        if not self.session_params:
+            return None
+        return session_params("session_params", self.session_params)
 
     def sampling_params(
         self,
@@ -116,10 +141,12 @@ class _CommonBody(BaseModel):
             "presence_penalty": self.presence_penalty,
             "stop": self.stop,
             "stop_token_ids": self.stop_token_ids,
+            "stop_regex": self.stop_regex,
             "ignore_eos": self.ignore_eos,
             "logit_bias": self.logit_bias,
             "sampling_seed": self.seed,
             "skip_special_tokens": self.skip_special_tokens,
+            "spaces_between_special_tokens": self.spaces_between_special_tokens,
             "no_stop_trim": self.no_stop_trim,
         }
         own = {
@@ -132,22 +159,48 @@ class _CommonBody(BaseModel):
         for name, value in own.items():
             fields[name] = defaults.get(name) if value is None else value
         params, _ = sampling_params_from_dict(fields)
-        return replace(params, num_logprobs=num_logprobs)
+        grammar = grammar_of(
+            self.response_format,
+            json_schema=self.json_schema,
+            regex=self.regex,
+            ebnf=self.ebnf,
+            structural_tag=self.structural_tag,
+        )
+        if num_logprobs is None and grammar is None:
+            return params  # a copy costs a validation
+        return replace(params, num_logprobs=num_logprobs, grammar=grammar)
 
 
-class CompletionBody(_CommonBody):
+def sampling_defaults(mode: str, of_model: Mapping[str, object]) -> JsonObject:
+    """What a request that is silent on it samples with.
+
+    Args:
+        mode: ``--sampling-defaults``; "openai" takes nothing from the model.
+        of_model: the sampling fields of the model's generation_config.json.
+    """
+    if mode != "model":
+        return {}
+    defaults = dict(of_model)
+    if defaults.get("top_k") == 0:
+        del defaults["top_k"]  # what Hugging Face writes for "off"
+    return defaults
+
+
+class CompletionBody(CommonBody):
     """POST /v1/completions."""
 
     prompt: str | Items[int] | Items[str] | Items[Items[int]]
     max_tokens: int | None = None
-    logprobs: int | None = None
-    echo: bool = False
-    best_of: int | None = None
-
-    @property
-    def has_implicit_limit(self) -> bool:
-        """Nobody asked for the limit, so it may be shortened to what fits."""
-        return self.max_tokens is None
+    logprobs: Annotated[
+        int | None,
+        Field(description="How many of the likeliest tokens, at most 20. No text_offset: -1 each."),
+    ] = None
+    echo: Annotated[
+        bool, Field(description="Puts the prompt in front, with `logprobs` also its logprobs.")
+    ] = False
+    best_of: Annotated[
+        int | None, Field(description="Above n: 400; the samples are not ranked.")
+    ] = None
 
     @property
     def max_new_tokens(self) -> int:
@@ -168,138 +221,19 @@ class CompletionBody(_CommonBody):
             return [tuple(self.prompt)]
         return [p if isinstance(p, str) else tuple(p) for p in self.prompt]
 
-    def check(self) -> None:
-        """Refuse combinations that are not built.
+    def completion_params(self, defaults: Mapping[str, object]) -> SamplingParams:
+        """How to sample, with the prompt's logprobs where an echo shows them.
 
         Raises:
-            UnsupportedFeatureError: names the field.
+            UnsupportedFeatureError: best_of.
+            InvalidRequestError: a value out of its range.
         """
-        self.check_response_format()
         if self.best_of is not None and self.best_of > self.n:
             raise UnsupportedFeatureError(
                 f"`best_of` {self.best_of} is larger than n={self.n}: ranking is not supported. "
                 "Leave it away and raise n."
             )
+        params = self.sampling_params(self.max_new_tokens, self.logprobs, defaults)
         if self.echo and self.logprobs is not None:
-            raise UnsupportedFeatureError(
-                "`echo` together with `logprobs` is not supported: logprobs of prompt tokens are "
-                "not returned. Leave one of them away."
-            )
-
-
-class ChatBody(_CommonBody):
-    """POST /v1/chat/completions."""
-
-    messages: Items[JsonObject] = []
-    input_ids: Items[int] = []
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    logprobs: bool = False
-    top_logprobs: int = 0
-    tools: Items[JsonObject] = []
-    tool_choice: str | JsonObject = "auto"
-    reasoning_effort: str | None = None
-    separate_reasoning: bool = True
-    stream_reasoning: bool = True
-    chat_template_kwargs: JsonObject = {}
-    continue_final_message: bool = False
-
-    @property
-    def max_new_tokens(self) -> int | None:
-        """The limit asked for; None is "to the end of the context"."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    @property
-    def has_implicit_limit(self) -> bool:
-        """Never: without a limit there is none to shorten."""
-        return False
-
-    @property
-    def template_kwargs(self) -> JsonObject:
-        """What the chat template is given beside the messages."""
-        if self.reasoning_effort is None:
-            return self.chat_template_kwargs
-        return {"reasoning_effort": self.reasoning_effort} | self.chat_template_kwargs
-
-    def check(self, context_len: int) -> None:
-        """Refuse what is not built, and a limit that no prompt could have.
-
-        Raises:
-            UnsupportedFeatureError: names the field.
-            InvalidRequestError: contradictory or too large values.
-        """
-        self._check_tools()
-        self.check_response_format()
-        limit = self.max_new_tokens
-        if limit is not None and limit > context_len:
-            raise InvalidRequestError(
-                f"max_completion_tokens is too large: {limit}."
-                f"This model supports at most {context_len} completion tokens."
-            )
-
-    def _check_tools(self) -> None:
-        if self.tool_choice == "none":
-            return
-        if self.tools:
-            raise UnsupportedFeatureError(
-                "`tools` is not supported: the model's tool calls are not parsed. Leave it away "
-                'or send tool_choice "none".'
-            )
-        if self.tool_choice == "required":
-            raise InvalidRequestError("Tools cannot be empty if tool choice is set to required.")
-        if isinstance(self.tool_choice, dict):
-            raise InvalidRequestError(
-                "Tools cannot be empty if tool choice is set to a specific tool."
-            )
-
-    def rendered_messages(self) -> list[dict[str, object]]:
-        """The messages as a text-only chat template takes them: contents are strings.
-
-        Raises:
-            InvalidRequestError: no message, an unknown role, a content that is no text.
-        """
-        if not self.messages:
-            raise InvalidRequestError("Messages cannot be empty.")
-        return [_message(i, message) for i, message in enumerate(self.messages)]
-
-
-def _message(i: int, message: JsonObject) -> dict[str, object]:
-    role = message.get("role")
-    if not isinstance(role, str) or role.lower() not in ROLES:
-        raise InvalidRequestError(
-            f"messages[{i}].role must be one of {', '.join(ROLES)}, got {role!r}."
-        )
-    role = role.lower()
-    content = message.get("content")
-    if content is None and role != "assistant":
-        raise InvalidRequestError(f"messages[{i}].content is missing.")
-    rest = {k: v for k, v in message.items() if v is not None and k not in ("role", "content")}
-    return {"role": role, "content": _content(i, content), **rest}
-
-
-def _content(i: int, content: object) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise InvalidRequestError(
-            f"messages[{i}].content must be a string or a list of parts, got "
-            f"{type(content).__name__}."
-        )
-    return " ".join(_text_part(i, j, part) for j, part in enumerate(content))
-
-
-def _text_part(i: int, j: int, part: object) -> str:
-    where = f"messages[{i}].content[{j}]"
-    kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(part, dict) or not isinstance(kind, str):
-        raise InvalidRequestError(f"{where} must be an object with a type, such as text.")
-    if kind != "text":
-        raise UnsupportedFeatureError(
-            f"`{where}` of type {kind!r} is not supported: the model takes text only."
-        )
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise InvalidRequestError(f"{where}.text must be a string.")
-    return text
+            return replace(params, prompt_logprobs_start=0)
+        return params

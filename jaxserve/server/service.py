@@ -8,7 +8,7 @@ from typing import Protocol
 
 from jaxserve.config import EngineConfig
 from jaxserve.metrics import EngineStats, Metrics
-from jaxserve.request import SamplingParams, TextChunk
+from jaxserve.request import PauseMode, SamplingParams, SessionParams, TextChunk
 
 
 class TextStream(Protocol):
@@ -56,6 +56,10 @@ class ModelInfo(Protocol):
     def max_req_input_len(self) -> int: ...
 
     @property
+    def vocab_size(self) -> int:
+        """Width of the logits; token ids are below it."""
+
+    @property
     def model_type(self) -> str: ...
 
     @property
@@ -66,6 +70,18 @@ class ModelInfo(Protocol):
 
     @property
     def load_format(self) -> str: ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source; None where the model has none."""
+
+    @property
+    def reasoning_parser(self) -> str | None:
+        """Name in ``parsers.REASONING_FORMATS``; None: the text is not split."""
+
+    @property
+    def tool_call_parser(self) -> str | None:
+        """Name in ``parsers.TOOL_FORMATS``; None: calls are not looked for."""
 
     @property
     def generation_defaults(self) -> Mapping[str, object]:
@@ -90,6 +106,13 @@ class TextService(Protocol):
     @property
     def num_open(self) -> int: ...
 
+    @property
+    def is_paused(self) -> bool:
+        """True from ``pause`` to ``resume``: requests are taken and wait."""
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Token ids; long texts are cut into tokens off the event loop."""
+
     async def render_chat(
         self,
         messages: list[dict[str, object]],
@@ -97,11 +120,15 @@ class TextService(Protocol):
         tools: list[dict[str, object]] | None = None,
         chat_template_kwargs: dict[str, object] | None = None,
         continue_final_message: bool = False,
+        add_generation_prompt: bool = True,
     ) -> tuple[int, ...]: ...
 
     def decode_token(self, token_id: int) -> str: ...
 
-    def decode(self, token_ids: Sequence[int]) -> str: ...
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str: ...
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the one token that is written so, such as ``</think>``; else None."""
 
     async def submit(
         self,
@@ -112,6 +139,8 @@ class TextService(Protocol):
         n: int = 1,
         priority: int = 0,
         clamp_max_new_tokens: bool | None = None,
+        cache_namespace: str = "",
+        session: SessionParams | None = None,
     ) -> Sequence[TextStream]: ...
 
     def abort(self, rid_prefix: str) -> None: ...
@@ -119,6 +148,34 @@ class TextService(Protocol):
     def abort_all(self) -> None: ...
 
     async def flush_cache(self) -> bool: ...
+
+    async def pause(self, mode: PauseMode) -> int:
+        """Plan no more steps; return how many sequences were aborted or retracted."""
+
+    async def resume(self) -> None:
+        """Undo ``pause``; nothing if nothing is paused."""
+
+    def open_session(
+        self, capacity: int, *, session_id: str | None = None, timeout_s: float | None = None
+    ) -> str:
+        """Return the session's id.  ``capacity`` in tokens; ``timeout_s`` of idleness close it.
+
+        Raises:
+            InvalidRequestError: the id is taken, or a value is out of its range.
+        """
+
+    def close_session(self, session_id: str) -> None:
+        """Forget a session.  Idempotent."""
+
+    async def start_profile(
+        self,
+        output_dir: str | None = None,
+        *,
+        num_steps: int | None = None,
+        start_step: int | None = None,
+    ) -> None: ...
+
+    async def stop_profile(self) -> None: ...
 
     def stats(self) -> EngineStats: ...
 

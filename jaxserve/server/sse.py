@@ -20,15 +20,16 @@ async def send_events(
     request: web.Request,
     events: AsyncGenerator[bytes, None],
     error_event: Callable[[JaxserveError], bytes],
+    *,
+    end: bytes = DONE,
+    media_type: str = "text/event-stream; charset=utf-8",
 ) -> web.StreamResponse:
-    """Answer 200 and write each item of ``events``, whole events, in one write, then ``DONE``.
+    """Answer 200 and write each item of ``events``, whole events, in one write, then ``end``.
 
     An error of ours in ``events`` becomes the last event, ``error_event`` of it.
     ``events`` is closed in every case.  A client that has gone ends it early and quietly.
     """
-    response = web.StreamResponse(
-        headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
-    )
+    response = web.StreamResponse(headers={"Content-Type": media_type, "Cache-Control": "no-cache"})
     async with aclosing(events):
         try:
             await response.prepare(request)
@@ -37,7 +38,8 @@ async def send_events(
                     await response.write(data)
             except JaxserveError as error:
                 await response.write(error_event(error))
-            await response.write(DONE)
+            if end:
+                await response.write(end)
             await response.write_eof()
         except ClientConnectionResetError:
             return response

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from jaxserve.config import ServerConfig
 from jaxserve.server.http_errors import NotServingError
+from jaxserve.server.request_log import RequestLog, logged
 from jaxserve.server.service import TextService, TextStream
 
 
@@ -42,12 +43,24 @@ class ServerState:
     startup_s: float = 0.0
     launch_command: str = ""
     served_model_name: str = field(init=False, default="")
+    request_log: RequestLog = field(init=False)
+    _unlogged: TextService | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.request_log = RequestLog.of(self.config)
 
     def ready(self, service: TextService) -> None:
         """Start to serve ``service``."""
-        self.service = service
+        self._unlogged = service
+        self.service = logged(service, self.request_log)
         self.served_model_name = self.config.served_model_name or service.info.model_path
         self.phase = Phase.READY
+
+    def log_requests(self, log: RequestLog) -> None:
+        """Log new requests as ``log`` says from now on."""
+        self.request_log = log
+        if self._unlogged is not None:
+            self.service = logged(self._unlogged, log)
 
     def drain(self) -> None:
         """Take nothing new from now on."""

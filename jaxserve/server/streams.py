@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.request import FinishReason, TextChunk
@@ -13,13 +12,18 @@ from jaxserve.server.service import TextStream
 Item = tuple[int, TextChunk]
 
 
-async def merge(streams: Sequence[TextStream], interval: int = 1) -> AsyncGenerator[Item, None]:
+async def merge(
+    streams: Sequence[TextStream], intervals: int | Sequence[int] = 1
+) -> AsyncGenerator[Item, None]:
     """Chunks of all ``streams`` as they come, each with its stream's position.
 
     Args:
-        interval: tokens per chunk; a stream's first and last chunk are never held back.
+        intervals: tokens per chunk, of all streams or of each; a stream's first and last chunk
+            are never held back.
     """
-    if len(streams) == 1 and interval == 1:
+    if isinstance(intervals, int):
+        intervals = [intervals] * len(streams)
+    if len(streams) == 1 and intervals[0] == 1:
         async for chunk in streams[0]:
             yield 0, chunk
         return
@@ -28,6 +32,7 @@ async def merge(streams: Sequence[TextStream], interval: int = 1) -> AsyncGenera
     source = _alone(streams[0]) if len(streams) == 1 else _together(streams)
     async with aclosing(source):
         async for position, chunk in source:
+            interval = intervals[position]
             if interval > 1:
                 if position in held:
                     chunk = _join(held.pop(position), chunk)
@@ -77,11 +82,11 @@ async def _checked_result(stream: TextStream) -> TextChunk:
 
 
 def _join(first: TextChunk, second: TextChunk) -> TextChunk:
-    return replace(
-        second,
+    return second._replace(
         text=first.text + second.text,
         token_ids=first.token_ids + second.token_ids,
         logprobs=first.logprobs + second.logprobs,
+        prompt_logprobs=first.prompt_logprobs + second.prompt_logprobs,
     )
 
 

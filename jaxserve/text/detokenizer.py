@@ -1,15 +1,16 @@
 """Token ids to text, one increment at a time.
 
 Whatever way a sequence is cut into pushes, the joined increments are the text of the whole
-sequence, up to the first stop string.  No increment holds half a character, nor the beginning of
-a stop string that the next token may complete.
+sequence, up to the first stop string or match of a stop_regex.  No increment holds half a
+character, nor the beginning of a stop that the next tokens may complete.
 """
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from jaxserve.request import SamplingParams
+from jaxserve.text.stop_regex import Match, RegexSearch, StopRegex, compile_stop_regexes
 from jaxserve.text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
@@ -31,7 +32,10 @@ class Detokenizer:
     Args:
         tokenizer: its vocabulary.
         prompt_ids: the tokens before the first output token.
-        sampling: stop, no_stop_trim and skip_special_tokens are used.
+        sampling: stop, stop_regex, no_stop_trim and skip_special_tokens are used.
+
+    Raises:
+        InvalidRequestError: a stop_regex that is wrong or costs too much.
     """
 
     def __init__(
@@ -43,7 +47,10 @@ class Detokenizer:
             if tokenizer.is_byte_level
             else _WindowText(tokenizer, skipped, prompt_ids)
         )
-        self._stops = _StopFinder(sampling.stop, sampling.no_stop_trim) if sampling.stop else None
+        self._stops: _StopFinder | None = None
+        if sampling.stop or sampling.stop_regex:
+            regexes = compile_stop_regexes(sampling.stop_regex)
+            self._stops = _StopFinder(sampling.stop, regexes, sampling.no_stop_trim)
 
     def push(self, token_ids: Sequence[int], is_last: bool = False) -> Increment:
         """Take the next tokens.  ``is_last`` gives out all that was held back."""
@@ -58,7 +65,10 @@ class Detokenizer:
         if not is_last:
             return Increment(increment, len(token_ids))
         text, matched = self._stops.push(self._text.push((), True))
-        return Increment(increment + text + self._stops.flush(), len(token_ids), matched)
+        if matched is None:
+            rest, matched = self._stops.end()
+            text += rest
+        return Increment(increment + text, len(token_ids), matched)
 
 
 class _TextSource(Protocol):
@@ -146,38 +156,59 @@ class _WindowText:
 
 
 class _StopFinder:
-    """Finds the stop string that ends first, as if the text came character by character.
+    """Finds the stop that ends first, as if the text came character by character.
 
     Of several that end at the same character, the longest counts.
     """
 
-    def __init__(self, stops: Sequence[str], keeps_stop: bool) -> None:
+    def __init__(
+        self, stops: Sequence[str], regexes: Sequence[StopRegex], keeps_stop: bool
+    ) -> None:
         self._stops = stops
+        self._searches = [RegexSearch(regex) for regex in regexes]
         self._keeps_stop = keeps_stop
-        self._held = ""  # the longest end of the text that begins a stop string
+        self._held = ""  # the longest end of the text that may begin a stop
+        self._num_given = 0  # characters before it
 
     def push(self, text: str) -> tuple[str, str | None]:
-        """Return what may be given out, and the stop string that was found."""
+        """Return what may be given out, and the stop string or the match that was found."""
         if not text:
             return "", None
-        pending = self._held + text
+        self._held += text
         found = [
-            (start + len(stop), start, stop)
+            Match(start, start + len(stop))
             for stop in self._stops
-            if (start := pending.find(stop)) >= 0
+            if (start := self._held.find(stop)) >= 0
         ]
+        found += self._relative(search.push(text) for search in self._searches)
         if found:
-            end, start, stop = min(found)
-            self._held = ""
-            return pending[: end if self._keeps_stop else start], stop
-        held_from = min(_held_from(pending, stop) for stop in self._stops)
-        self._held = pending[held_from:]
-        return pending[:held_from], None
+            return self._found(found)
+        held_from = min(
+            [
+                *(_held_from(self._held, stop) for stop in self._stops),
+                *(search.begins - self._num_given for search in self._searches),
+            ]
+        )
+        given, self._held = self._held[:held_from], self._held[held_from:]
+        self._num_given += held_from
+        return given, None
 
-    def flush(self) -> str:
-        """Give out what was held back: no more text can come."""
+    def end(self) -> tuple[str, str | None]:
+        """As ``push``, when no more text can come: nothing is held back any more."""
+        found = self._relative(search.end() for search in self._searches)
+        if found:
+            return self._found(found)
         held, self._held = self._held, ""
-        return held
+        return held, None
+
+    def _relative(self, matches: Iterable[Match | None]) -> list[Match]:
+        before = self._num_given
+        return [Match(m.start - before, m.end - before) for m in matches if m is not None]
+
+    def _found(self, matches: list[Match]) -> tuple[str, str]:
+        first = min(matches, key=lambda match: (match.end, match.start))
+        shown = self._held[: first.end if self._keeps_stop else first.start]
+        return shown, self._held[first.start : first.end]
 
 
 def _held_from(text: str, stop: str) -> int:

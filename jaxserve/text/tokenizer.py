@@ -1,5 +1,6 @@
 """Text to token ids and back, from a Hugging Face folder or a .gguf file."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from jaxserve.errors import ConfigError, ContextLengthError, InvalidRequestError
 from jaxserve.gguf_header import read_gguf_header
 from jaxserve.text.gguf_vocab import build_vocab
 
+_SPACE = "\u2581"  # what SentencePiece writes for one
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 _FIRST_UNPRINTABLE = 256  # where GPT-2's alphabet puts the bytes that have no printable character
 
 
@@ -88,6 +91,30 @@ class Tokenizer:
     def is_byte_level(self) -> bool:
         """True when the text of a sequence is just the joined ``token_bytes`` as UTF-8."""
         return self._is_byte_level
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the token whose text is exactly ``text``; None if there is none."""
+        return self._rust.token_to_id(text)
+
+    def vocabulary_bytes(self) -> tuple[bytes, ...]:
+        """What each id adds to the text, as UTF-8; nothing for an id without a token.
+
+        Empty as a whole for a vocabulary whose tokens mean different things at different places,
+        such as WordPiece's.
+        """
+        if self._is_byte_level:
+            return tuple(map(self.token_bytes, range(self.vocab_size)))
+        if _SPACE not in str(orjson.loads(self._rust.to_str())["decoder"]):
+            return ()
+        return tuple(map(self._spaced_bytes, range(self.vocab_size)))
+
+    def _spaced_bytes(self, token_id: int) -> bytes:
+        """SentencePiece's way: U+2581 is a space, <0x0A> a byte."""
+        token = self._rust.id_to_token(token_id) or ""
+        byte = _BYTE_TOKEN.fullmatch(token)
+        if byte is not None:
+            return bytes.fromhex(byte[1])
+        return token.replace(_SPACE, " ").encode()
 
     def encode(
         self, text: str, add_special_tokens: bool = True, *, max_tokens: int | None = None

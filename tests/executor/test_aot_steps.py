@@ -15,6 +15,7 @@ import pytest
 
 from jaxserve.aot_steps import PUBLISHED, published_models, read_config, step_program
 from jaxserve.errors import ConfigError
+from jaxserve.executor.slots import slot_bytes
 from pallas_kernels.aot_step import StepRequest
 
 NUM_LAYERS = 3
@@ -73,7 +74,7 @@ def test_the_state_is_updated_byte_for_byte(
     heads = max(1, config.num_kv_heads // tp)
     assert step["kv_bytes"] == 2 * NUM_LAYERS * 8192 * 16 * heads * config.head_dim * 2
     rows = int(shape.split("B=")[1].split()[0])
-    assert step["aliased_bytes"] == step["kv_bytes"] + (rows + 1) * (8 * config.vocab_size + 4)
+    assert step["aliased_bytes"] == step["kv_bytes"] + (rows + 1) * slot_bytes(config.vocab_size)
 
 
 @pytest.mark.parametrize("shape", GOALS[:2])

@@ -54,5 +54,5 @@ def test_the_branch_for_cpus_is_left_out(runner: ModelRunner) -> None:
 
 
 def test_logits_are_never_rounded_to_bf16(runner: ModelRunner, program: str) -> None:
-    vocab_size = runner._state.token_info.shape[1]
+    vocab_size = runner._state.slots.token_info.shape[1]
     assert set(re.findall(rf"tensor<\d+x{vocab_size}x(b?f\d+)>", program)) == {"f32"}

@@ -6,83 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sampler_harness import (
+    DEFAULTS,
+    garbage_tables,
+    jitted_record,
+    jitted_sample,
+    jitted_set_slot,
+    log_softmax,
+    make_arrays,
+    oracle_logits,
+    run,
+)
 
 from jaxserve import request
 from jaxserve.batch import SamplingArrays, SlotInit
-from jaxserve.executor import sampler
+from jaxserve.executor import logprobs, sampler, slots
 from jaxserve.executor.sampling import GREEDY_TEMPERATURE, pack_sampling
-
-DEFAULTS: dict[str, tuple[object, type]] = {
-    "samples": (True, np.bool_),
-    "temperature": (0.0, np.float32),
-    "top_k": (0, np.int32),
-    "top_p": (1.0, np.float32),
-    "min_p": (0.0, np.float32),
-    "frequency_penalty": (0.0, np.float32),
-    "presence_penalty": (0.0, np.float32),
-    "repetition_penalty": (1.0, np.float32),
-    "min_lens": (0, np.int32),
-    "has_logit_bias": (False, np.bool_),
-    "wants_logprobs": (False, np.bool_),
-}
-
-jitted_sample = jax.jit(sampler.sample)
-jitted_record = jax.jit(sampler.record, donate_argnums=0)
-jitted_set_slot = jax.jit(sampler.set_slot, donate_argnums=(0, 1))
-
-
-def make_arrays(num_rows: int, **values: object) -> SamplingArrays:
-    columns = {
-        name: np.broadcast_to(np.asarray(values.get(name, default), dtype), num_rows).copy()
-        for name, (default, dtype) in DEFAULTS.items()
-    }
-    return SamplingArrays(**columns, seeds=np.arange(2 * num_rows, dtype=np.uint32).reshape(-1, 2))
-
-
-def run(
-    logits: np.ndarray,
-    arrays: SamplingArrays,
-    inits: tuple[SlotInit, ...] = (),
-    kv_lens: np.ndarray | None = None,
-) -> sampler.Sampled:
-    """Row b has slot b + 1; slots without an init hold garbage, as a used slot would."""
-    num_rows, vocab_size = logits.shape
-    token_info = jnp.full((num_rows + 1, vocab_size), 7 | sampler.IN_PROMPT, jnp.int32)
-    bias = jnp.full((num_rows + 1, vocab_size), 99.0, jnp.float32)
-    for init in inits:
-        rows = sampler.init_slot(init, vocab_size)
-        token_info, bias = jitted_set_slot(token_info, bias, np.int32(init.slot), *rows)
-    if kv_lens is None:
-        kv_lens = np.full(num_rows, 5, np.int32)
-    row_slots = np.arange(1, num_rows + 1, dtype=np.int32)
-    sampling = pack_sampling(arrays)
-    return jitted_sample(logits.astype(np.float32), sampling, token_info, bias, row_slots, kv_lens)
-
-
-def oracle_logits(
-    logits: np.ndarray, arrays: SamplingArrays, inits: tuple[SlotInit, ...], kv_lens: np.ndarray
-) -> np.ndarray:
-    """What temperature is applied to, one token at a time."""
-    adjusted = logits.astype(np.float64)
-    for row, init in enumerate(inits):
-        for token in range(logits.shape[1]):
-            x, count = adjusted[row, token], init.output_ids.count(token)
-            x -= arrays.frequency_penalty[row] * count
-            x -= arrays.presence_penalty[row] * (count > 0)
-            if count or token in init.prompt_ids:
-                factor = float(arrays.repetition_penalty[row])
-                x = x / factor if x > 0 else x * factor
-            if arrays.has_logit_bias[row]:
-                x += dict(init.logit_bias).get(token, 0.0)
-            if kv_lens[row] < arrays.min_lens[row] and token in init.stop_ids:
-                x = -np.inf
-            adjusted[row, token] = x
-    return adjusted
-
-
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    x = x - x.max(axis=1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
 
 
 def random_batch(
@@ -104,6 +43,7 @@ def random_batch(
             output_ids=ids(30),
             stop_ids=(int(logits[row].argmax()), *ids(2), vocab_size + 5),
             logit_bias=tuple((token, float(rng.normal())) for token in set(ids(5))),
+            logprob_ids=ids(5),
         )
         for row in range(num_rows)
     )
@@ -122,14 +62,17 @@ def random_batch(
 
 
 def test_constants_are_those_of_the_request_layer() -> None:
-    assert sampler.MAX_TOP_LOGPROBS == request.MAX_TOP_LOGPROBS
+    assert logprobs.MAX_TOP_LOGPROBS == request.MAX_TOP_LOGPROBS
+    assert slots.MAX_LOGPROB_TOKEN_IDS == request.MAX_LOGPROB_TOKEN_IDS
     assert GREEDY_TEMPERATURE == request.GREEDY_TEMPERATURE
 
 
 def test_packed_parameters_are_unpacked_as_they_were() -> None:
     _, arrays, _, _ = random_batch(0, num_rows=9, vocab_size=90)
     arrays = replace(arrays, seeds=arrays.seeds + np.uint32(2**31))
-    unpacked = jax.jit(lambda packed: packed.unpack())(pack_sampling(arrays))
+    packed = pack_sampling(arrays, np.array([8, 3], np.int32))
+    unpacked = jax.jit(lambda packed: packed.unpack())(packed)
+    assert np.flatnonzero(unpacked.has_mask).tolist() == [3, 8]
     for field in fields(arrays):
         got, expected = getattr(unpacked, field.name), getattr(arrays, field.name)
         assert got.dtype == expected.dtype
@@ -144,16 +87,21 @@ def test_packed_parameters_are_unpacked_as_they_were() -> None:
         ({"temperature": 1.0, "top_k": 1, "top_p": 0.5}, set()),
         ({"temperature": 1.0}, {"any_random"}),
         ({"temperature": 1.0, "min_p": 0.1}, {"any_random", "any_truncated"}),
-        ({"presence_penalty": -1.0}, {"any_adjusted"}),
-        ({"min_lens": 3, "wants_logprobs": True}, {"any_adjusted", "any_logprobs"}),
+        ({"presence_penalty": -1.0}, {"adjusted"}),
+        ({"min_lens": 3, "wants_logprobs": True}, {"adjusted", "any_logprobs"}),
     ],
     ids=str,
 )
 def test_flags_say_what_some_row_needs(values: dict[str, object], needed: set[str]) -> None:
     packed = pack_sampling(make_arrays(3, **values))
-    names = ("any_adjusted", "any_random", "any_truncated", "any_logprobs")
-    assert {name for name in names if getattr(packed, name)} == needed
+    names = ("any_random", "any_truncated", "any_logprobs")
+    found = {name for name in names if getattr(packed, name)}
+    assert found | ({"adjusted"} if packed.change == 1 else set()) == needed
     assert packed.all_greedy == (not needed)
+    masked = pack_sampling(make_arrays(3, **values), np.array([2], np.int32))
+    assert masked.change == packed.change + 2 and not masked.all_greedy
+    none_masked = pack_sampling(make_arrays(3, **values), np.array([], np.int32))
+    assert none_masked.flags[0] == packed.flags[0]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -162,14 +110,18 @@ def test_adjusted_logits_and_logprobs_equal_the_oracle(seed: int) -> None:
     sampled = run(logits, arrays, inits, kv_lens)
     adjusted = oracle_logits(logits, arrays, inits, kv_lens)
     temperature = np.where(arrays.temperature == 0.0, 1.0, arrays.temperature)
-    expected = np.maximum(log_softmax(adjusted / temperature[:, None]), sampler.MIN_LOGPROB)
+    expected = np.maximum(log_softmax(adjusted / temperature[:, None]), logprobs.MIN_LOGPROB)
     rows = np.arange(12)
     np.testing.assert_array_equal(sampled.token_ids, adjusted.argmax(axis=1))
-    np.testing.assert_allclose(sampled.logprobs, expected[rows, sampled.token_ids], atol=2e-5)
-    order = np.argsort(-expected, axis=1, kind="stable")[:, : sampler.MAX_TOP_LOGPROBS]
-    np.testing.assert_array_equal(sampled.top_token_ids, order)
+    found = sampled.logprobs
+    np.testing.assert_allclose(found.chosen, expected[rows, sampled.token_ids], atol=2e-5)
+    order = np.argsort(-expected, axis=1, kind="stable")[:, : logprobs.MAX_TOP_LOGPROBS]
+    np.testing.assert_array_equal(found.top_token_ids, order)
+    np.testing.assert_allclose(found.top, np.take_along_axis(expected, order, axis=1), atol=1e-4)
+    named = [init.logprob_ids for init in inits]
+    assert found.named.shape[1] == slots.MAX_LOGPROB_TOKEN_IDS
     np.testing.assert_allclose(
-        sampled.top_logprobs, np.take_along_axis(expected, order, axis=1), atol=1e-4
+        found.named[:, :5], np.take_along_axis(expected, np.array(named), axis=1), atol=1e-4
     )
 
 
@@ -185,24 +137,24 @@ def test_neutral_rows_are_untouched_by_their_neighbours_and_by_a_used_slot() -> 
     )
     sampled = run(logits, mixed, inits[1::2], kv_lens)
     np.testing.assert_array_equal(sampled.token_ids[::2], logits[::2].argmax(axis=1))
-    assert not np.any(sampled.top_logprobs[::2]) and not np.any(sampled.logprobs[::2])
-    assert np.all(sampled.top_logprobs[1::2, 0] < 0)
+    assert not np.any(sampled.logprobs.top[::2]) and not np.any(sampled.logprobs.chosen[::2])
+    assert np.all(sampled.logprobs.top[1::2, 0] < 0)
 
 
 def test_logprobs_of_a_vocabulary_smaller_than_k_are_filled_with_zeros() -> None:
     logits = np.array([[1.0, 3.0, 2.0]], np.float32)
     sampled = run(logits, make_arrays(1, wants_logprobs=True))
-    assert sampled.top_logprobs.shape == (1, sampler.MAX_TOP_LOGPROBS)
-    np.testing.assert_array_equal(sampled.top_token_ids[0, :4], [1, 2, 0, 0])
-    assert not np.any(sampled.top_logprobs[0, 3:])
+    assert sampled.logprobs.top.shape == (1, logprobs.MAX_TOP_LOGPROBS)
+    np.testing.assert_array_equal(sampled.logprobs.top_token_ids[0, :4], [1, 2, 0, 0])
+    assert not np.any(sampled.logprobs.top[0, 3:])
 
 
 def test_masked_tokens_have_a_finite_logprob() -> None:
     logits = np.full((1, 40), -np.inf, np.float32)
     logits[0, 7] = 2.0
     sampled = run(logits, make_arrays(1, wants_logprobs=True))
-    assert sampled.token_ids[0] == 7 and sampled.logprobs[0] == 0.0
-    np.testing.assert_array_equal(sampled.top_logprobs[0, 1:], sampler.MIN_LOGPROB)
+    assert sampled.token_ids[0] == 7 and sampled.logprobs.chosen[0] == 0.0
+    np.testing.assert_array_equal(sampled.logprobs.top[0, 1:], logprobs.MIN_LOGPROB)
 
 
 @pytest.mark.parametrize("vocab_size", [5, 300, 5000])
@@ -226,7 +178,9 @@ def test_nan_and_infinity_give_ids_in_range(temperature: float) -> None:
     sampled = run(logits, arrays)
     ids = np.asarray(sampled.token_ids)
     assert np.all((ids >= 0) & (ids < 300)) and ids[1] < 3 and ids[3] == 299
-    assert np.all(np.isfinite(sampled.logprobs)) and np.all(np.isfinite(sampled.top_logprobs))
+    assert np.all(np.isfinite(sampled.logprobs.chosen)) and np.all(
+        np.isfinite(sampled.logprobs.top)
+    )
 
 
 def test_stop_ids_are_masked_up_to_min_len_and_not_after() -> None:
@@ -245,11 +199,10 @@ def test_counts_advance_on_the_device_as_a_recount_on_the_host() -> None:
     arrays.frequency_penalty[4] = 0.0  # the last row is padding: slot 0
     row_slots = np.array([3, 1, 2, 5, 0], np.int32)
     outputs: dict[int, list[int]] = {3: [4, 4], 1: [], 2: [9], 5: [1]}
-    token_info = jnp.zeros((6, vocab_size), jnp.int32)
-    bias = jnp.zeros((6, vocab_size), jnp.float32)
+    tables = jax.tree.map(jnp.zeros_like, garbage_tables(6, vocab_size))
     for slot, output in outputs.items():
-        rows = sampler.init_slot(SlotInit(slot, (slot, 0), tuple(output), (8,), ()), vocab_size)
-        token_info, bias = jitted_set_slot(token_info, bias, np.int32(slot), *rows)
+        row = slots.init_slot(SlotInit(slot, (slot, 0), tuple(output), (8,), ()), vocab_size)
+        tables = jitted_set_slot(tables, np.int32(slot), row)
     sampling = pack_sampling(arrays)
     for _ in range(12):
         logits = rng.standard_normal((num_rows, vocab_size)).astype(np.float32)
@@ -258,22 +211,23 @@ def test_counts_advance_on_the_device_as_a_recount_on_the_host() -> None:
             for slot in row_slots.tolist()
         )
         kv_lens = np.full(num_rows, 9, np.int32)
-        sampled = jitted_sample(logits, sampling, token_info, bias, row_slots, kv_lens)
+        sampled = jitted_sample(logits, sampling, tables, row_slots, kv_lens)
         expected = oracle_logits(logits, arrays, inits, kv_lens).argmax(axis=1)
         np.testing.assert_array_equal(sampled.token_ids[:4], expected[:4])
-        token_info = jitted_record(token_info, row_slots, sampled.token_ids, arrays.samples)
+        tables = jitted_record(tables, row_slots, sampled.token_ids, arrays.samples)
         for row in np.flatnonzero(arrays.samples):
             outputs[int(row_slots[row])].append(int(sampled.token_ids[row]))
+    token_info = tables.token_info
     for slot, output in outputs.items():
-        counts = np.asarray(token_info[slot]) & sampler.COUNT_MASK
+        counts = np.asarray(token_info[slot]) & slots.COUNT_MASK
         np.testing.assert_array_equal(counts, np.bincount(output, minlength=vocab_size))
-        assert token_info[slot, slot] & sampler.IN_PROMPT and token_info[slot, 8] & sampler.IS_STOP
+        assert token_info[slot, slot] & slots.IN_PROMPT and token_info[slot, 8] & slots.IS_STOP
     assert not np.any(token_info[0])
 
 
 def test_no_flag_and_no_value_traces_again() -> None:
     fresh = jax.jit(lambda *args: sampler.sample(*args))
-    info, bias = jnp.zeros((3, 50), jnp.int32), jnp.zeros((3, 50), jnp.float32)
+    tables = garbage_tables(3, 50)
     logits = np.zeros((2, 50), np.float32)
     for values in (
         {},
@@ -282,18 +236,19 @@ def test_no_flag_and_no_value_traces_again() -> None:
         {"presence_penalty": 1.0, "wants_logprobs": True},
         {"min_lens": 9, "has_logit_bias": True, "samples": False},
     ):
-        sampling = pack_sampling(make_arrays(2, **values))
-        fresh(logits, sampling, info, bias, np.zeros(2, np.int32), np.zeros(2, np.int32))
+        for masked_rows in (None, np.array([1], np.int32)):
+            sampling = pack_sampling(make_arrays(2, **values), masked_rows)
+            fresh(logits, sampling, tables, np.zeros(2, np.int32), np.zeros(2, np.int32))
     assert fresh._cache_size() == 1
 
 
 def test_the_slot_buffers_are_never_copied() -> None:
     num_slots, vocab_size = 37, 512
 
-    def step(hidden, head, info, bias, sampling, row_slots, kv_lens):
-        sampled = sampler.sample(hidden @ head, sampling, info, bias, row_slots, kv_lens)
-        return sampled, sampler.record(
-            info, row_slots, sampled.token_ids, sampling.unpack().samples
+    def step(hidden, head, tables, sampling, row_slots, kv_lens):
+        sampled = sampler.sample(hidden @ head, sampling, tables, row_slots, kv_lens)
+        return sampled, slots.record(
+            tables, row_slots, sampled.token_ids, sampling.unpack().samples
         )
 
     compiled = (
@@ -301,32 +256,31 @@ def test_the_slot_buffers_are_never_copied() -> None:
         .lower(
             jnp.ones((8, 16)),
             jnp.ones((16, vocab_size)),
-            jnp.zeros((num_slots, vocab_size), jnp.int32),
-            jnp.zeros((num_slots, vocab_size), jnp.float32),
+            garbage_tables(num_slots, vocab_size),
             pack_sampling(make_arrays(8)),
             np.zeros(8, np.int32),
             np.zeros(8, np.int32),
         )
         .compile()
     )
-    big = f"[{num_slots},{vocab_size}]"
-    lines = [x for x in compiled.as_text().splitlines() if " copy" in x and big in x]
-    assert not lines, lines
+    for shape in {table.shape for table in jax.tree.leaves(garbage_tables(num_slots, vocab_size))}:
+        big = f"[{shape[0]},{shape[1]}]"
+        lines = [x for x in compiled.as_text().splitlines() if " copy" in x and big in x]
+        assert not lines, lines
     # Nor does the branch that leaves the logits as they are copy them.
     logits = [x for x in compiled.as_text().splitlines() if f" = f32[8,{vocab_size}]" in x]
     assert not [x for x in logits if " copy" in x]
-    assert compiled.memory_analysis().alias_size_in_bytes >= num_slots * vocab_size * 4
+    num_bytes = num_slots * (slots.slot_bytes(vocab_size) - 4)  # the last token is not in a table
+    assert compiled.memory_analysis().alias_size_in_bytes == num_bytes
 
 
 def test_it_lowers_for_cuda() -> None:
-    info, bias = jnp.zeros((3, 600), jnp.int32), jnp.zeros((3, 600), jnp.float32)
     lowered = (
         jax.jit(lambda *args: sampler.sample(*args))
         .trace(
             jnp.zeros((2, 600)),
             pack_sampling(make_arrays(2)),
-            info,
-            bias,
+            garbage_tables(3, 600),
             np.zeros(2, np.int32),
             np.zeros(2, np.int32),
         )

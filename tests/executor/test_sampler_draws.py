@@ -10,6 +10,7 @@ from scipy import stats
 from jaxserve.batch import SamplingArrays
 from jaxserve.executor import blocks, sampler, truncation
 from jaxserve.executor.sampling import pack_sampling
+from jaxserve.executor.slots import MAX_LOGPROB_TOKEN_IDS, SlotTables, num_mask_words
 
 jitted_sample = jax.jit(sampler.sample)
 
@@ -38,13 +39,17 @@ def make_arrays(seeds: np.ndarray, **values: object) -> SamplingArrays:
 
 def draw(logits: np.ndarray, arrays: SamplingArrays, kv_lens: np.ndarray) -> np.ndarray:
     num_rows, vocab_size = logits.shape
-    empty = jnp.zeros((2, vocab_size), jnp.int32)
+    info = jnp.zeros((2, vocab_size), jnp.int32)
+    tables = SlotTables(
+        token_info=info,
+        logit_bias=info.astype(jnp.float32),
+        token_masks=jnp.zeros((2, num_mask_words(vocab_size)), jnp.uint32),
+        logprob_ids=jnp.zeros((2, MAX_LOGPROB_TOKEN_IDS), jnp.int32),
+    )
     slots = np.zeros(num_rows, np.int32)
     sampling = pack_sampling(arrays)
     logits = logits.astype(np.float32)
-    sampled = jitted_sample(
-        logits, sampling, empty, empty.astype(jnp.float32), slots, kv_lens.astype(np.int32)
-    )
+    sampled = jitted_sample(logits, sampling, tables, slots, kv_lens.astype(np.int32))
     return np.asarray(sampled.token_ids)
 
 

@@ -252,6 +252,22 @@ async def test_bad_logit_bias(pair: tuple[LLM, FakeEngine]) -> None:
         await one(pair[0], logit_bias=((1, 1e39),))
 
 
+async def test_bad_logprob_requests(pair: tuple[LLM, FakeEngine]) -> None:
+    llm, engine = pair
+    with pytest.raises(
+        InvalidRequestError,
+        match=r"token_ids_logprob contains out-of-vocabulary token id 49152; valid range is \[0, 4",
+    ):
+        await one(llm, num_logprobs=0, logprob_token_ids=(5, 49152))
+    with pytest.raises(
+        InvalidRequestError,
+        match=r"logprob_start_len \(3\) is higher than the number of input tokens \(2\). Please",
+    ):
+        await one(llm, [5, 6], num_logprobs=0, prompt_logprobs_start=3)
+    await one(llm, [5, 6], num_logprobs=0, prompt_logprobs_start=2)  # of nothing
+    assert engine.requests[0].sampling.prompt_logprobs_start is None
+
+
 async def test_a_dead_engine_refuses(pair: tuple[LLM, FakeEngine]) -> None:
     llm, engine = pair
     assert llm.is_healthy
@@ -268,10 +284,10 @@ async def test_failure_amid_n_closes_what_was_started(
     llm, engine = pair
     submit = engine.submit
 
-    def full_after_one(request: Request, deliver: Any) -> None:
+    def full_after_one(request: Request, deliver: Any, constraint: Any) -> None:
         if engine.requests:
             raise OverloadedError("The request queue is full.")
-        submit(request, deliver)
+        submit(request, deliver, constraint)
 
     monkeypatch.setattr(engine, "submit", full_after_one)
     with pytest.raises(OverloadedError):
@@ -292,7 +308,7 @@ async def test_only_long_texts_leave_the_loop(
     text = "word " * num_words
     turns: list[str] = []
     asyncio.get_running_loop().call_soon(turns.append, "tokenize")
-    ids = await llm.tokenize(text)
+    ids = await llm.encode(text)
     assert bool(turns) == waits
     await asyncio.sleep(0)
     turns.clear()
@@ -306,7 +322,7 @@ async def test_chat_and_single_tokens(pair: tuple[LLM, FakeEngine], tokenizer: T
     llm, _ = pair
     ids = await llm.render_chat([{"role": "user", "content": "hi"}])
     assert llm.decode_token(ids[0]) == "<|im_start|>"
-    assert await llm.tokenize("hi") == tuple(tokenizer.encode("hi"))
+    assert await llm.encode("hi") == tuple(tokenizer.encode("hi"))
 
 
 # --- metrics ---
@@ -318,9 +334,9 @@ async def test_requests_are_counted(pair: tuple[LLM, FakeEngine], answer: list[i
     engine.is_running = False
     (await one(llm)).close()
 
-    def value(name: str) -> float | None:
-        found = llm.metrics.registry.get_sample_value(name, {"model_name": "fake"})
-        return found
+    def value(name: str) -> float:
+        samples = [s for family in llm.metrics.registry.collect() for s in family.samples]
+        return sum(sample.value for sample in samples if sample.name == name)
 
     assert value("sglang:num_requests_total") == 1
     assert value("sglang:num_aborted_requests_total") == 1

@@ -19,8 +19,14 @@ def make_kv(num_pages: int = 11, is_caching: bool = True) -> KVManager:
     )
 
 
-def make_seq(*tokens: int) -> Sequence:
-    request = Request(rid="a", prompt_ids=tokens, sampling=SamplingParams(seed=0), arrival_s=0.0)
+def make_seq(*tokens: int, namespace: str = "", **sampling: int) -> Sequence:
+    request = Request(
+        rid="a",
+        prompt_ids=tokens,
+        sampling=SamplingParams(seed=0, **sampling),
+        arrival_s=0.0,
+        cache_namespace=namespace,
+    )
     return make_sequence(request, 0, ())
 
 
@@ -48,6 +54,52 @@ def test_a_prompt_is_computed_once():
     assert second.pages[:2] == first.pages[:2]
     assert second.pages[2] != first.pages[2]
     assert kv.page_table[second.slot].tolist() == second.pages + [0] * 5
+
+
+def test_a_prefix_belongs_to_its_namespace():
+    kv, prompt = make_kv(), range(9)
+    for namespace in ("", "a"):
+        seq = make_seq(*prompt, namespace=namespace)
+        assert kv.num_cached_tokens(seq) == 0
+        compute(kv, seq)
+        kv.release(seq)
+        assert kv.num_cached_tokens(make_seq(*prompt, namespace=namespace)) == 8
+    assert kv.num_cached_pages == 4
+    first, second = (make_seq(*prompt, namespace=name) for name in ("", "a"))
+    assert kv.next_page(first, kv.match(first)) != kv.next_page(second, kv.match(second))
+    kv.flush()
+    kv.check()
+    assert kv.num_cached_tokens(make_seq(*prompt, namespace="a")) == 0
+
+
+@pytest.mark.parametrize(("start", "num_cached"), [(0, 0), (4, 0), (5, 4), (9, 8), (12, 8)])
+def test_what_a_logprob_needs_is_not_taken_from_the_cache(start, num_cached):
+    kv, prompt = make_kv(), range(12)
+    seq = make_seq(*prompt)
+    compute(kv, seq)
+    asking = make_seq(*prompt, prompt_logprobs_start=start)
+    prefix = kv.match(asking)
+    assert (kv.num_cached_tokens(asking), prefix.end * SIZE) == (num_cached, num_cached)
+    assert kv.can_match_more(asking, prefix) == (asking.num_matchable >= num_cached + SIZE < 12)
+
+
+def test_appended_tokens_get_their_pages():
+    kv, seq = make_kv(), make_seq(*range(7))
+    compute(kv, seq)
+    assert [kv.missing_pages(seq, count) for count in (1, 2, 5, 6)] == [0, 1, 1, 2]
+    kv.grow_by(seq, 1)
+    assert len(seq.pages) == 2
+    kv.grow_by(seq, 6)
+    kv.check()
+    assert len(seq.pages) == 4
+
+
+def test_evicted_pages_are_counted():
+    kv = make_kv(num_pages=5)
+    compute(kv, old := make_seq(*[9] * 9))
+    kv.release(old)
+    compute(kv, make_seq(*range(16)))
+    assert kv.num_evicted_pages == 2
 
 
 def test_a_chunk_takes_pages_for_its_own_tokens_only():

@@ -148,6 +148,7 @@ def test_stop_ids_are_masked_until_enough_tokens_came_before():
         {"repetition_penalty": 1.5},
         {"logit_bias": ((4, 2.0),)},
         {"min_new_tokens": 1},
+        {"logprob_token_ids": (3, 1)},
     ],
 )
 def test_a_slots_past_is_sent_when_it_is_needed(sampling):
@@ -155,6 +156,7 @@ def test_a_slots_past_is_sent_when_it_is_needed(sampling):
     assert (init.slot, init.output_ids, init.stop_ids) == (2, (), (2, 9))
     assert init.prompt_ids == tuple(range(200, 210))
     assert init.logit_bias == sampling.get("logit_bias", ())
+    assert init.logprob_ids == sampling.get("logprob_token_ids", ())
 
 
 def test_a_slots_past_is_not_sent_without_need_or_twice():
@@ -180,11 +182,15 @@ def test_logprobs_of_a_row():
         logprobs=np.array([-1.0, -2.0], np.float32),
         top_logprobs=np.array([[-1, -3, -4], [-2, -5, -6]], np.float32),
         top_token_ids=np.array([[4, 1, 0], [5, 3, 2]], np.int32),
+        id_logprobs=np.array([[-7, -8, 0], [-9, -10, 0]], np.float32),
     )
     (entry,) = row_logprobs(result, 1, make_seq(1, 0, [], num_logprobs=2))
     assert (entry.token_id, entry.logprob) == (5, -2.0)
     assert entry.top == ((5, -2.0), (3, -5.0))
     (entry,) = row_logprobs(result, 0, make_seq(1, 0, [], num_logprobs=0))
-    assert (entry.token_id, entry.top) == (4, ())
+    assert (entry.token_id, entry.top, entry.of_ids) == (4, (), ())
+    named = {"num_logprobs": 0, "logprob_token_ids": (11, 12)}
+    (entry,) = row_logprobs(result, 1, make_seq(1, 0, [], **named))
+    assert entry.of_ids == ((11, -9.0), (12, -10.0))
     assert row_logprobs(result, 0, make_seq(1, 0, [])) == ()
     assert row_logprobs(StepResult(token_ids=result.token_ids), 0, make_seq(1, 0, [])) == ()

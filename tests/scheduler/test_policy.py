@@ -3,7 +3,7 @@
 import pytest
 
 from jaxserve.request import Request, SamplingParams
-from jaxserve.scheduler.policy import LPM_MAX_WAITING, fcfs, get_policy, lpm, priority
+from jaxserve.scheduler.policy import LPM_MAX_WAITING, fcfs, get_policy, get_rank, lpm
 from jaxserve.scheduler.sequence import Sequence, make_sequence
 
 
@@ -34,9 +34,20 @@ def test_fcfs_is_the_line_itself():
     assert rids(fcfs(line, lambda seq: int(seq.rid))) == "012"
 
 
-def test_priority_is_higher_first_then_arrival():
-    line = make_line(0, 2, 1, 2)
-    assert rids(priority(line, lambda seq: 0)) == "1320"
+@pytest.mark.parametrize(
+    ("name", "is_by_priority", "is_low_first", "expected"),
+    [
+        ("priority", False, False, "1320"),
+        ("fcfs", True, False, "1320"),
+        ("fcfs", True, True, "0213"),
+        ("lpm", True, False, "3120"),  # 3 has more cached than 1
+        ("fcfs", False, True, "0123"),  # priorities count for nothing
+    ],
+)
+def test_priority_goes_before_the_policy(name, is_by_priority, is_low_first, expected):
+    rank = get_rank(name, is_by_priority=is_by_priority, is_low_first=is_low_first)
+    policy = get_policy(name, rank)
+    assert rids(policy(make_line(0, 2, 1, 2), lambda seq: int(seq.rid))) == expected
 
 
 def test_lpm_is_longest_cached_first_then_arrival():

@@ -47,9 +47,13 @@ def draw_tokens(rng: random.Random, longest: int) -> list[int]:
 @pytest.mark.parametrize("seed", range(12))
 def test_agrees_with_a_dict_of_all_prefixes(page_size, seed):
     rng = random.Random(seed)
-    tree, oracle = RadixTree(page_size), Oracle(page_size)
+    tree = RadixTree(page_size)
+    oracles = {name: Oracle(page_size) for name in ("", "a", "b")[: 1 + seed % 3]}
     next_page, locked = 1, []
     for _ in range(300):
+        name = rng.choice(list(oracles))
+        oracle = oracles[name]
+        most = rng.choice([100, 100, rng.randint(0, 8 * page_size)])
         tokens = draw_tokens(rng, 8 * page_size)
         count = len(tokens) // page_size
         action = rng.random()
@@ -57,12 +61,12 @@ def test_agrees_with_a_dict_of_all_prefixes(page_size, seed):
             whole = tokens[: count * page_size]
             pages = list(range(next_page, next_page + count))
             next_page += count
-            node = tree.insert(tree.root, array("i", whole), pages)
+            node = tree.insert(tree.root, array("i", whole), pages, name)
             oracle.insert(whole, pages)
             assert node.prefix_pages() == oracle.match(whole, count)
         elif action < 0.7:
-            node = tree.match(array("i", tokens))
-            expected = oracle.match(tokens, (len(tokens) - 1) // page_size)
+            node = tree.match(array("i", tokens), most, name)
+            expected = oracle.match(tokens, min(len(tokens) - 1, most) // page_size)
             assert node.prefix_pages() == expected
             assert node.end == len(expected)
             tree.lock(node)
@@ -74,14 +78,27 @@ def test_agrees_with_a_dict_of_all_prefixes(page_size, seed):
             wanted = rng.randint(1, 6)
             gone = tree.evict(wanted)
             assert len(gone) == min(wanted, before)
-            oracle.drop(gone)
+            for each in oracles.values():
+                each.drop(gone)
         tree.check()
-        assert tree.num_pages == len(oracle.pages)
-        assert tree.num_matching_pages(array("i", tokens)) == len(
-            oracle.match(tokens, (len(tokens) - 1) // page_size)
+        assert tree.num_pages == sum(len(each.pages) for each in oracles.values())
+        assert tree.num_matching_pages(array("i", tokens), most, name) == len(
+            oracle.match(tokens, min(len(tokens) - 1, most) // page_size)
         )
         for node, pages in locked:
             assert node.prefix_pages() == pages
+    for node, _ in locked:
+        tree.unlock(node)
+    tree.evict(tree.num_pages)
+    tree.check()
+    assert (tree.num_nodes, tree.root.children) == (0, {})
+
+
+def test_a_namespace_that_held_nothing_leaves_nothing():
+    tree = RadixTree(4)
+    for index in range(100):
+        assert tree.match(array("i", range(9)), namespace=f"user {index}") is tree.root
+    assert (tree.num_nodes, tree.root.children) == (0, {})
 
 
 @pytest.mark.parametrize(("num_tokens", "num_pages"), [(1, 0), (4, 0), (5, 1), (8, 1), (9, 2)])

@@ -6,12 +6,14 @@ before it is written therefore changes the tokens.
 """
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from jaxserve.batch import Bucket, Mode, StepInputs, StepResult
 from jaxserve.request import Request
+from jaxserve.scheduler import BatchPlan
 
 MASK = 2**64 - 1
 WEIGHTS = np.arange(1, 2**14, 2, dtype=np.uint64)  # odd: every position counts
@@ -25,9 +27,21 @@ def mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def next_kv(previous: int, token: int) -> int:
-    """The KV of a token whose predecessor has the KV ``previous``."""
-    return mix(previous ^ (token + 1))
+def next_kv(previous: int, token: int, salt: int = 0) -> int:
+    """The KV of a token whose predecessor has the KV ``previous``.
+
+    ``salt`` is the namespace's: KV of another namespace is not the same KV.
+    """
+    return mix(previous ^ (token + 1) ^ salt)
+
+
+def salt_of(request: Request) -> int:
+    """The salt of the request's cache namespace."""
+    return mix(sum(request.cache_namespace.encode()))
+
+
+Script = Mapping[int, tuple[int, ...]]
+"""Output length → tokens that must come next: what a grammar would force."""
 
 
 @dataclass
@@ -58,29 +72,28 @@ class FakeDevice:
     kv: np.ndarray = field(init=False)
     last_tokens: list[int] = field(init=False)
     slots: list[SlotState] = field(init=False)
-    queue: deque[StepInputs] = field(default_factory=deque)
+    queue: deque[tuple[StepInputs, tuple[int, ...]]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.kv = np.arange(self.num_pages * self.page_size, dtype=np.uint64) + np.uint64(2**40)
         self.last_tokens = [-1] * self.num_slots
         self.slots = [SlotState() for _ in range(self.num_slots)]
 
-    def launch(self, inputs: StepInputs) -> None:
+    def launch(self, plan: BatchPlan) -> None:
         """Enqueue a step."""
-        self.queue.append(inputs)
+        self.queue.append((plan.inputs, tuple(salt_of(seq.request) for seq in plan.rows)))
 
     def fetch(self) -> StepResult:
         """Execute the oldest step and return its tokens."""
-        inputs = self.queue.popleft()
+        inputs, salts = self.queue.popleft()
         self._check_shapes(inputs)
         for init in inputs.slot_inits:
             self.slots[init.slot] = SlotState(sum(init.output_ids), frozenset(init.stop_ids))
-        is_extend = inputs.bucket.mode is Mode.EXTEND
         tokens = np.zeros(inputs.bucket.num_rows, np.int32)
         for row, kv_len in enumerate(inputs.kv_lens.tolist()):
             if kv_len:
                 cells = self._cells(inputs.page_table[row], kv_len)
-                self._write(inputs, row, cells, is_extend)
+                self._write(inputs, row, cells, salts[row])
                 if inputs.sampling.samples[row]:
                     tokens[row] = self._sample(inputs, row, cells)
         return StepResult(token_ids=tokens)
@@ -89,19 +102,19 @@ class FakeDevice:
         positions = np.arange(kv_len)
         return table[positions // self.page_size] * self.page_size + positions % self.page_size
 
-    def _write(self, inputs: StepInputs, row: int, cells: np.ndarray, is_extend: bool) -> None:
+    def _write(self, inputs: StepInputs, row: int, cells: np.ndarray, salt: int) -> None:
         start, stop = inputs.q_starts[row : row + 2].tolist()
         positions = inputs.positions[start:stop].tolist()
         kv_len = int(inputs.kv_lens[row])
         assert positions == list(range(kv_len - (stop - start), kv_len)), "wrong positions"
         targets = inputs.write_slots[start:stop].tolist()
         tokens = inputs.token_ids[start:stop].tolist()
-        if not is_extend:
+        if inputs.bucket.mode is Mode.DECODE:
             tokens = [self.last_tokens[inputs.row_slots[row]]]
         value = int(self.kv[cells[positions[0] - 1]]) if positions[0] else 0
         for target, token in zip(targets, tokens, strict=True):
             assert target >= self.page_size, "a real token is written to the null page"
-            value = next_kv(value, token)
+            value = next_kv(value, token, salt)
             self.kv[target] = value
 
     def _sample(self, inputs: StepInputs, row: int, cells: np.ndarray) -> int:
@@ -136,26 +149,33 @@ class FakeDevice:
         assert not inputs.sampling.samples[num_real:].any(), "a padding row samples"
 
 
-def undisturbed(request: Request, vocab_size: int, eos: int) -> tuple[list[int], str]:
+def undisturbed(
+    request: Request, vocab_size: int, eos: int, script: Script
+) -> tuple[list[int], str]:
     """Tokens and finish type of a request that is alone in the world."""
     sampling = request.sampling
     stop_ids = frozenset(sampling.stop_token_ids)
     stop_ids |= frozenset() if sampling.ignore_eos else frozenset([eos])
-    value, total, history, position = 0, 0, 0, 0
+    maximum, salt = sampling.max_new_tokens or 0, salt_of(request)
+    value, total, position = 0, 0, 0
     output: list[int] = []
     token_ids = list(request.prompt_ids)
-    while len(output) < (sampling.max_new_tokens or 0):
-        for token in token_ids:
-            value = next_kv(value, token)
-            total = (total + value * (2 * position + 1)) & MASK
-            position += 1
-        seen = total ^ mix(history) if sampling.frequency_penalty else total
-        is_masked = len(output) < sampling.min_new_tokens
-        forbidden = stop_ids if is_masked else frozenset()
-        token = choose_token(seen, sampling.seed or 0, vocab_size, forbidden)
-        history += token
-        output.append(token)
-        token_ids = [token]
-        if token in stop_ids and not is_masked:
-            return output, "stop"
+    while len(output) < maximum:
+        is_forced = len(output) in script
+        if is_forced:
+            new_ids = list(script[len(output)])
+        else:
+            for token in token_ids:
+                value = next_kv(value, token, salt)
+                total = (total + value * (2 * position + 1)) & MASK
+                position += 1
+            token_ids = []
+            seen = total ^ mix(sum(output)) if sampling.frequency_penalty else total
+            forbidden = stop_ids if len(output) < sampling.min_new_tokens else frozenset()
+            new_ids = [choose_token(seen, sampling.seed or 0, vocab_size, forbidden)]
+        for token in new_ids[: maximum - len(output)]:
+            output.append(token)
+            token_ids.append(token)
+            if token in stop_ids and len(output) > sampling.min_new_tokens:
+                return output, "stop"
     return output, "length"

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from scheduler_sim.fake_device import FakeDevice, undisturbed
+from scheduler_sim.fake_device import FakeDevice, Script, undisturbed
 
 from jaxserve.request import Request, SamplingParams, TokenOutput
-from jaxserve.scheduler import Buckets, Scheduler, SchedulerConfig, make_buckets
+from jaxserve.scheduler import BatchPlan, Buckets, Scheduler, SchedulerConfig, make_buckets
 
 EOS = 3
 MAX_PROMPT = 48
@@ -36,6 +36,9 @@ class World:
     abort_rate: float
     arrival_rate: float
     is_overlapping: bool
+    script_rate: float = 0.0  # share of the requests that have tokens appended
+    pause_rate: float = 0.0
+    num_namespaces: int = 1
     num_requests: int = REQUESTS_PER_WORLD
 
 
@@ -44,6 +47,7 @@ class Stream:
     """What one request should give and has given."""
 
     request: Request
+    script: Script
     expected: list[int]
     finish: str
     output: list[int] = field(default_factory=list)
@@ -61,6 +65,8 @@ class Report:
     num_cached_tokens: int = 0
     num_aborts: int = 0
     num_stops: int = 0
+    num_appended: int = 0
+    num_pauses: int = 0
 
     def add(self, other: "Report") -> None:
         """Sum, field by field."""
@@ -93,6 +99,9 @@ def make_world(seed: int) -> World:
         abort_rate=rng.choice([0.0, 0.0, 0.02, 0.1]),
         arrival_rate=rng.choice([0.3, 1.0, 5.0]),
         is_overlapping=rng.random() < 0.85,
+        script_rate=rng.choice([0.0, 0.0, 0.3, 1.0]),
+        pause_rate=rng.choice([0.0, 0.0, 0.02, 0.1]),
+        num_namespaces=rng.choice([1, 1, 3]),
     )
 
 
@@ -127,11 +136,20 @@ class Traffic:
         """Make a stream available for continuations and repeats."""
         self._history.append(stream)
 
+    def script(self) -> Script:
+        """Appended tokens at some output lengths: at the start, between, many at once."""
+        rng = self._rng
+        if rng.random() >= self._world.script_rate:
+            return {}
+        starts = rng.sample(range(MAX_NEW), rng.randint(1, 4))
+        return {start: self._tokens(rng.choice([1, 1, 2, 5, 9])) for start in starts}
+
     def draw(self) -> list[Request]:
         """One arrival: usually one request, sometimes n copies with different seeds."""
         copies = self._rng.choice([1, 1, 1, 1, 3])
         prompt, sampling = self._prompt(), self._sampling()
         requests = []
+        namespace = "x" * self._rng.randrange(self._world.num_namespaces)
         for _ in range(copies):
             rid = f"r{self._num_made}"
             self._num_made += 1
@@ -142,6 +160,7 @@ class Traffic:
                     sampling=replace(sampling, seed=self._rng.randint(-(2**63), 2**63 - 1)),
                     arrival_s=0.0,
                     priority=self._rng.randint(0, 2),
+                    cache_namespace=namespace,
                 )
             )
         return requests
@@ -194,28 +213,64 @@ class Simulation:
         self.report = Report()
         self._rng = random.Random(world.seed + 2)
         self._bound = 100
-        self._num_idle = 0
+        self._pending: BatchPlan | None = None
+        self._pause_turns = 0
 
     def run(self) -> Report:
         """Serve all the traffic, then check that nothing is left behind."""
-        pending = None
-        while len(self.streams) < self.world.num_requests or self.scheduler.has_work or pending:
+        while (
+            len(self.streams) < self.world.num_requests or self.scheduler.has_work or self._pending
+        ):
             self._arrivals()
             self._aborts()
-            plan = self.scheduler.schedule()
+            self._pauses()
+            if self._must_know():
+                self._settle()
+            plan = None if self._pause_turns else self.scheduler.schedule()
             if plan is not None:
-                self.device.launch(plan.inputs)
+                self.device.launch(plan)
             self.scheduler.check()
-            if not self.world.is_overlapping:
-                pending, plan = plan, None
-            if pending is not None:
-                outputs = self.scheduler.process(pending, self.device.fetch())
-                self._receive(outputs)
-            self._watch(plan is None and pending is None)
-            pending = plan
-            self.scheduler.check()
+            self._watch(plan is None and self._pending is None)
+            self._settle()
+            self._pending = plan
         self._check_end()
         return self.report
+
+    def _must_know(self) -> bool:
+        """Whether the next plan needs the tokens of the step in flight."""
+        if self._pending is None:
+            return False
+        scripts = (self.streams[seq.rid].script for seq in self._pending.rows)
+        return not self.world.is_overlapping or any(scripts)
+
+    def _settle(self) -> None:
+        """Take in the step in flight."""
+        if self._pending is not None:
+            outputs = self.scheduler.process(self._pending, self.device.fetch())
+            self._pending = None
+            self._receive(outputs)
+            self.scheduler.check()
+
+    def _pauses(self) -> None:
+        if self._pause_turns:
+            self._pause_turns -= 1
+            return
+        if self._rng.random() >= self.world.pause_rate:
+            return
+        self._settle()
+        self._pause_turns = self._rng.randint(1, 3)
+        self._bound += 2 * self._pause_turns
+        self.report.num_pauses += 1
+        mode = self._rng.choice(["in_place", "retract", "retract", "abort"])
+        if mode == "retract":
+            num_running = self.scheduler.num_running
+            self._require(self.scheduler.retract_all() == num_running, "wrong count")
+            stats = self.scheduler.stats()
+            self._require(stats.num_private_pages == 0, "retracted, and pages are held")
+            self._bound += 4 * MAX_NEW * num_running
+        elif mode == "abort":
+            for stream in list(self.streams.values()):
+                self._abort(stream)
 
     def _arrivals(self) -> None:
         count = int(self.world.arrival_rate)
@@ -224,18 +279,25 @@ class Simulation:
             if len(self.streams) >= self.world.num_requests:
                 return
             for request in self.traffic.draw():
-                expected, finish = undisturbed(request, self.world.vocab_size, EOS)
-                self.streams[request.rid] = Stream(request, expected, finish)
+                script = self.traffic.script()
+                expected, finish = undisturbed(request, self.world.vocab_size, EOS, script)
+                stream = Stream(request, script, expected, finish)
+                self.streams[request.rid] = stream
                 self.scheduler.add(request)
+                self._append(stream)
                 # Every token may take a turn of its own, several times over when retracted.
                 self._bound += 8 * (len(request.prompt_ids) + MAX_NEW)
 
     def _aborts(self) -> None:
         if self._rng.random() >= self.world.abort_rate:
             return
-        stream = self._rng.choice([*self.streams.values(), None])
-        output = self.scheduler.abort(stream.request.rid if stream else "unknown")
-        if stream is None or stream.is_done:
+        self._require(self.scheduler.abort("unknown") is None, "an abort of nothing gave an output")
+        if self.streams:
+            self._abort(self._rng.choice([*self.streams.values()]))
+
+    def _abort(self, stream: Stream) -> None:
+        output = self.scheduler.abort(stream.request.rid)
+        if stream.is_done:
             self._require(output is None, "an abort of a finished request gave an output")
             return
         self._require(output is not None and output.finish is not None, "an abort was lost")
@@ -250,19 +312,31 @@ class Simulation:
             stream.output += output.token_ids
             count = len(stream.output)
             self._require(stream.output == stream.expected[:count], f"{output.rid}: wrong tokens")
-            self._require(output.num_cached < len(stream.request.prompt_ids), "all was cached")
+            num_known = len(stream.request.prompt_ids) + len(stream.script.get(0, ()))
+            self._require(output.num_cached < num_known, "all was cached")
             if output.finish is not None:
                 stream.is_done = True
                 self._require(stream.output == stream.expected, f"{output.rid} ended early")
                 self._require(output.finish.type == stream.finish, f"{output.rid}: wrong finish")
                 self.report.num_stops += stream.finish == "stop"
                 self.traffic.finished(stream)
+            else:
+                self._append(stream)
+
+    def _append(self, stream: Stream) -> None:
+        """Give a stream the tokens that its script has for its length."""
+        token_ids = stream.script.get(len(stream.output), ())
+        if token_ids and stream.request.sampling.max_new_tokens:
+            output = self.scheduler.append(stream.request.rid, token_ids)
+            self._require(output.token_ids != (), "appended tokens were lost")
+            self.report.num_appended += len(output.token_ids)
+            self._receive([output])
 
     def _watch(self, is_idle: bool) -> None:
         self.report.num_turns += 1
         self._require(self.report.num_turns <= self._bound, "requests do not finish")
-        self._num_idle = self._num_idle + 1 if is_idle and self.scheduler.has_work else 0
-        self._require(self._num_idle < 3, "nothing runs though requests wait")
+        is_stuck = is_idle and self.scheduler.has_work and not self._pause_turns
+        self._require(not is_stuck, "nothing runs though requests wait")
 
     def _check_end(self) -> None:
         self._require(all(stream.is_done for stream in self.streams.values()), "unfinished")

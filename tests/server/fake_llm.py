@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from jaxserve.config import EngineConfig
 from jaxserve.errors import InvalidRequestError, JaxserveError
 from jaxserve.metrics import EngineStats, Metrics
-from jaxserve.request import FinishReason, SamplingParams, TextChunk, TokenLogprob, Usage
+from jaxserve.request import (
+    FinishReason,
+    SamplingParams,
+    SessionParams,
+    TextChunk,
+    TokenLogprob,
+    Usage,
+)
 
 WORDS = (" Paris", " is", " the", " capital", " of", " France", ' "é😀"', "\n")
 EOS = 2
@@ -25,10 +32,14 @@ class FakeInfo:
     context_len: int = 512
     max_total_num_tokens: int = 4096
     max_req_input_len: int = 511
+    vocab_size: int = 1000
     model_type: str = "llama"
     architectures: tuple[str, ...] = ("LlamaForCausalLM",)
     weight_version: str = "v7"
     load_format: str = "dummy"
+    chat_template: str | None = None
+    reasoning_parser: str | None = None
+    tool_call_parser: str | None = None
     generation_defaults: dict[str, float] = field(default_factory=dict)
 
 
@@ -40,6 +51,8 @@ class Submission:
     n: int
     priority: int
     clamps: bool | None
+    cache_namespace: str = ""
+    session: SessionParams | None = None
 
 
 class FakeLLM:
@@ -64,27 +77,47 @@ class FakeLLM:
         self.open: dict[str, FakeStream] = {}
         self.closed: list[str] = []  # rids that were closed before they finished
         self.has_shut_down = False
+        self.tools: list[dict[str, object]] | None = None
+        self.adds_generation_prompt: bool | None = None
+        self.words: tuple[str, ...] = WORDS  # what is generated, a token each, over and over
+        self.special_tokens = {"<think>": 900, "</think>": 901}  # see token_id
+        self.is_paused = False
+        self.paused_in: list[str] = []  # modes
+        self.sessions: dict[str, tuple[int, float | None]] = {}  # id -> capacity, timeout_s
+        self.profiles: list[object] = []
         self._serial = itertools.count()
 
     @property
     def num_open(self) -> int:
         return len(self.open)
 
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """One token per word, and a BOS (1)."""
+        words = tuple(range(10, 10 + len(text.split())))
+        return (1, *words) if add_special_tokens else words
+
     async def render_chat(self, messages, *, tools=None, chat_template_kwargs=None,
-                          continue_final_message=False):  # fmt: skip
+                          continue_final_message=False, add_generation_prompt=True):  # fmt: skip
         self.messages = messages
+        self.tools = tools
         self.template_kwargs = chat_template_kwargs
+        self.adds_generation_prompt = add_generation_prompt
         return tuple(range(10, 10 + len(messages)))
 
     def decode_token(self, token_id: int) -> str:
-        return WORDS[token_id % len(WORDS)]
+        return self.words[token_id % len(self.words)]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return "".join(map(self.decode_token, token_ids))
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        kept = [i for i in token_ids if not (skip_special_tokens and i == 1)]
+        return "".join(map(self.decode_token, kept))
+
+    def token_id(self, text: str) -> int | None:
+        return self.special_tokens.get(text)
 
     async def submit(
         self, prompt: str | Sequence[int], params: SamplingParams, *, rid: str | None = None,
         n: int = 1, priority: int = 0, clamp_max_new_tokens: bool | None = None,
+        cache_namespace: str = "", session: SessionParams | None = None,
     ) -> list["FakeStream"]:  # fmt: skip
         if self.refuse is not None:
             raise self.refuse
@@ -92,7 +125,11 @@ class FakeLLM:
         if not prompt_ids:
             raise InvalidRequestError("input_ids cannot be empty.")
         base = rid or f"fake{next(self._serial)}"
-        self.submitted.append(Submission(prompt, params, rid, n, priority, clamp_max_new_tokens))
+        self.submitted.append(
+            Submission(
+                prompt, params, rid, n, priority, clamp_max_new_tokens, cache_namespace, session
+            )
+        )
         rids = [base] if n == 1 else [f"{base}_{i}" for i in range(n)]
         for taken in self.open.keys() & set(rids):
             raise InvalidRequestError(f"Duplicate request ID detected: {taken}")
@@ -110,6 +147,34 @@ class FakeLLM:
 
     async def flush_cache(self) -> bool:
         return self.can_flush and not self.open
+
+    async def pause(self, mode: str) -> int:
+        self.is_paused = True
+        self.paused_in.append(mode)
+        if mode == "abort":
+            self.abort_all()
+        return self.num_open
+
+    async def resume(self) -> None:
+        self.is_paused = False
+
+    def open_session(
+        self, capacity: int, *, session_id: str | None = None, timeout_s: float | None = None
+    ) -> str:
+        session_id = session_id or f"session{len(self.sessions)}"
+        if session_id in self.sessions:
+            raise InvalidRequestError(f"Session {session_id!r} is open already.")
+        self.sessions[session_id] = (capacity, timeout_s)
+        return session_id
+
+    def close_session(self, session_id: str) -> None:
+        self.sessions.pop(session_id, None)
+
+    async def start_profile(self, output_dir=None, *, num_steps=None, start_step=None) -> None:
+        self.profiles.append((output_dir, num_steps, start_step))
+
+    async def stop_profile(self) -> None:
+        self.profiles.append("stop")
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -134,6 +199,7 @@ class FakeStream:
         self.is_aborted = False
         self._llm = llm
         self._num_tokens = 0
+        self._has_sent_prompt_logprobs = False
 
     async def __aiter__(self) -> AsyncIterator[TextChunk]:
         while True:
@@ -151,7 +217,9 @@ class FakeStream:
             rid=self.rid, index=self.index, text="".join(chunk.text for chunk in chunks),
             token_ids=tuple(i for chunk in chunks for i in chunk.token_ids),
             logprobs=tuple(item for chunk in chunks for item in chunk.logprobs),
-            finish=chunks[-1].finish, usage=chunks[-1].usage,
+            prompt_logprobs=tuple(item for chunk in chunks for item in chunk.prompt_logprobs),
+            finish=chunks[-1].finish, usage=chunks[-1].usage, queue_s=chunks[-1].queue_s,
+            first_token_s=chunks[-1].first_token_s,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -171,17 +239,36 @@ class FakeStream:
         if number == NUM_TO_EOS and not self.params.ignore_eos:
             return self._chunk("", (EOS,), FinishReason("stop", matched=EOS))
         finish = FinishReason("length") if self._num_tokens == limit else None
-        token_id = number % len(WORDS)
-        return self._chunk(WORDS[token_id], (token_id,), finish)
+        token_id = number % len(self._llm.words)
+        return self._chunk(self._llm.words[token_id], (token_id,), finish)
 
     def _chunk(
         self, text: str, token_ids: tuple[int, ...], finish: FinishReason | None
     ) -> TextChunk:
         logprobs = ()
         if self.params.num_logprobs is not None:
-            top = tuple((i, -float(i)) for i in range(self.params.num_logprobs))
-            logprobs = tuple(TokenLogprob(i, math.log(0.5), top) for i in token_ids)
+            logprobs = tuple(self._logprob(i, math.log(0.5)) for i in token_ids)
         return TextChunk(
             rid=self.rid, index=self.index, text=text, token_ids=token_ids, logprobs=logprobs,
-            finish=finish, usage=Usage(len(self.prompt_ids), self._num_tokens, 1),
+            prompt_logprobs=self._prompt_logprobs(), finish=finish, queue_s=1e-6,
+            first_token_s=2e-6, usage=Usage(len(self.prompt_ids), self._num_tokens, 1),
         )  # fmt: skip
+
+    def _logprob(self, token_id: int, logprob: float | None) -> TokenLogprob:
+        if logprob is None:
+            return TokenLogprob(token_id, None)
+        top = tuple((i, -float(i)) for i in range(self.params.num_logprobs or 0))
+        of_ids = tuple((i, -i / 10) for i in self.params.logprob_token_ids)
+        return TokenLogprob(token_id, logprob, top, of_ids)
+
+    def _prompt_logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Of all prompt tokens from the start that was asked for, with the first chunk."""
+        start = self.params.prompt_logprobs_start
+        if start is None or self._has_sent_prompt_logprobs:
+            return ()
+        self._has_sent_prompt_logprobs = True
+        return tuple(
+            self._logprob(token_id, -float(position) if position else None)
+            for position, token_id in enumerate(self.prompt_ids)
+            if position >= start
+        )

@@ -86,6 +86,7 @@ async def test_unknown_paths_and_methods(client: TestClient) -> None:
     assert (response.status, await response.json()) == (404, {"detail": "Not Found"})
     response = await client.delete("/generate")
     assert (response.status, await response.json()) == (405, {"detail": "Method Not Allowed"})
+    assert response.headers["Allow"] == "POST, PUT"
 
 
 async def test_any_origin_may_ask(client: TestClient) -> None:

@@ -1,47 +1,32 @@
 """/generate and the liveness endpoints over a fake LLM."""
 
 import asyncio
-import json
 
 import pytest
 from aiohttp.test_utils import TestClient
 from server.fake_llm import FakeLLM
+from server.native_calls import SHORT, TEXT, events, generate, stream
 
 from jaxserve.config import ServerConfig
-from jaxserve.errors import ContextLengthError, EngineDeadError, OverloadedError
-from jaxserve.request import FinishReason
+from jaxserve.errors import OverloadedError
+from jaxserve.request import FinishReason, Grammar
+from jaxserve.server.state import STATE
 
-SHORT = {"max_new_tokens": 3, "temperature": 0}
-TEXT = " Paris is the"
-
-
-async def generate(client: TestClient, body: object, status: int = 200) -> object:
-    response = await client.post("/generate", json=body)
-    answer = await response.json()
-    assert response.status == status, answer
-    return answer
-
-
-def events(raw: str) -> list[dict]:
-    *data, done, end = raw.split("\n\n")
-    assert (done, end) == ("data: [DONE]", "")
-    return [json.loads(event.removeprefix("data: ")) for event in data]
-
-
-async def stream(client: TestClient, body: dict) -> list[dict]:
-    response = await client.post("/generate", json=body | {"stream": True})
-    assert response.status == 200
-    assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
-    return events(await response.text())
+# With metrics on, which is the default.
+TIMES = {
+    "queue_time", "forward_entry_time", "prefill_finished_time", "request_received_ts",
+    "first_token_latency", "decode_throughput", "response_sent_to_client_ts",
+    "request_finished_ts",
+}  # fmt: skip
 
 
 async def test_text_alone_uses_the_defaults(client: TestClient, llm: FakeLLM) -> None:
     answer = await generate(client, {"text": "What is the capital of France?"})
     assert answer["text"].startswith(" Paris is the capital of France")
     meta = answer["meta_info"]
-    latency = meta.pop("e2e_latency")
-    assert latency >= 0
-    assert meta == {
+    assert meta.pop("e2e_latency") >= 0
+    assert meta.keys() >= TIMES
+    assert {name: value for name, value in meta.items() if name not in TIMES} == {
         "id": "fake0",
         "finish_reason": {"type": "stop", "matched": 2},
         "prompt_tokens": 6,
@@ -97,19 +82,6 @@ async def test_n_is_prompt_major(client: TestClient) -> None:
     assert len(single) == 2
 
 
-async def test_logprobs_of_output_tokens(client: TestClient) -> None:
-    body = {
-        "text": "a", "sampling_params": {"max_new_tokens": 2}, "return_logprob": True,
-        "top_logprobs_num": 2, "return_text_in_logprobs": True, "logprob_start_len": -1,
-    }  # fmt: skip
-    meta = (await generate(client, body))["meta_info"]
-    assert [entry[1:] for entry in meta["output_token_logprobs"]] == [[0, " Paris"], [1, " is"]]
-    assert meta["output_top_logprobs"][0] == [[0.0, 0, " Paris"], [-1.0, 1, " is"]]
-    assert meta["input_token_logprobs"] == []
-    plain = (await generate(client, body | {"return_text_in_logprobs": False}))["meta_info"]
-    assert plain["output_token_logprobs"][0][2] is None
-
-
 async def test_stream_is_cumulative_and_ends_with_done(client: TestClient) -> None:
     got = await stream(client, {"text": "a", "sampling_params": SHORT})
     assert [event["text"] for event in got] == [" Paris", " Paris is", TEXT]
@@ -146,152 +118,96 @@ async def test_stream_interval(client: TestClient) -> None:
     assert got[-1]["text"].startswith(TEXT)
 
 
-# --- refusals ---
-
-EXACTLY_ONE = "Either text, input_ids or input_embeds should be provided."
-REFUSED = [
-    ({}, EXACTLY_ONE),
-    ({"text": None}, EXACTLY_ONE),
-    ({"text": "a", "input_ids": [1]}, EXACTLY_ONE + " Both text and input_ids were given."),
-    ({"input_ids": []}, "input_ids cannot be empty."),
-    ({"text": []}, "text cannot be empty."),
-    ({"text": ""}, "input_ids cannot be empty."),
-    ({"text": "a", "sampling_params": {"n": 0}}, "n must be at least 1, got 0."),
-    ({"text": "a", "sampling_params": {"n": 2000}}, "n must be in [1, 1024], got 2000."),
-    (
-        {"text": ["a"] * 65, "sampling_params": {"n": 1024}},
-        "65 prompts with n=1024 are 66560 sequences, a request may have 65536; send them in "
-        "several requests.",
-    ),
-    (
-        {"text": ["a", "b"], "sampling_params": [{"n": 1}, {"n": 2}]},
-        "The parallel_sample_num should be the same for all samples in sample params.",
-    ),
-    (
-        {"text": ["a", "b"], "rid": ["x", "x"]},
-        "Duplicate request IDs detected within the request: x",
-    ),
-    (
-        {"text": ["a", "b"], "rid": ["x"]},
-        "rid has 1 items, the request has 2 prompts; send one item per prompt or a single value "
-        "for all.",
-    ),
-    (
-        {"text": "a", "sampling_params": {"temperature": -1}},
-        "temperature must be a non-negative finite number, got -1.0.",
-    ),
-    ({"text": "a", "sampling_params": {"top_p": 0}}, "top_p must be in (0, 1], got 0.0."),
-    (
-        {"text": "a", "return_logprob": True, "top_logprobs_num": 99},
-        "the number of top logprobs must be in [0, 20], got 99.",
-    ),
-    (
-        {"text": "a", "return_logprob": True, "logprob_start_len": 0},
-        "`logprob_start_len` must be -1, got 0: logprobs of prompt tokens are not supported. "
-        "Leave it away for the logprobs of output tokens.",
-    ),
-    (
-        {"text": "a", "lora_path": "x"},
-        "`lora_path` is not supported: there are no LoRA adapters. Leave it away or send null.",
-    ),
-    (
-        {"text": "a", "session_params": {"id": "s"}},
-        "`session_params` is not supported: there are no sessions. Leave it away or send null.",
-    ),
-]
+@pytest.mark.parametrize("config", [ServerConfig(stream_interval=2)])
+async def test_each_prompt_may_have_its_own_interval(client: TestClient) -> None:
+    sampling = [{"max_new_tokens": 9, "stream_interval": 4}, {"max_new_tokens": 5}]
+    got = await stream(client, {"text": ["a", "b"], "sampling_params": sampling})
+    counts = [[e["meta_info"]["completion_tokens"] for e in got if e["index"] == i] for i in (0, 1)]
+    assert counts == [[1, 5, 9], [1, 3, 5]]
 
 
-@pytest.mark.parametrize(("body", "message"), REFUSED)
-async def test_refused_values(client: TestClient, body: dict, message: str) -> None:
-    assert await generate(client, body, 400) == {"error": {"message": message}}
+@pytest.mark.parametrize("config", [ServerConfig(incremental_streaming_output=True)])
+async def test_incremental_events_hold_what_is_new(client: TestClient) -> None:
+    got = await stream(client, {"text": "a", "sampling_params": SHORT})
+    assert [event["text"] for event in got] == [" Paris", " is", " the"]
+    assert [event["output_ids"] for event in got] == [[0], [1], [2]]
     assert (await generate(client, {"text": "a", "sampling_params": SHORT}))["text"] == TEXT
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["input_embeds", "image_data", "token_ids_logprob", "return_hidden_states", "cache_salt"],
-)
-async def test_unsupported_fields_are_named(client: TestClient, name: str) -> None:
-    for value in ([1], [0]):
-        answer = await generate(client, {"text": "a", name: value}, 400)
-        assert answer["error"]["message"].startswith(f"`{name}` is not supported: ")
+async def test_what_a_prompt_is_cached_under(client: TestClient, llm: FakeLLM) -> None:
+    for fields in (
+        {}, {"extra_key": "a"}, {"cache_salt": "a"}, {"extra_key": "b", "cache_salt": "a"},
+        {"extra_key": "", "cache_salt": "ab"}, {"extra_key": ["x"], "cache_salt": None},
+    ):  # fmt: skip
+        await generate(client, {"text": "a"} | fields)
+    names = [submission.cache_namespace for submission in llm.submitted]
+    assert names[0] == ""
+    assert len(set(names)) == len(names)
+
+
+async def test_prompt_ids_come_back_on_demand(client: TestClient) -> None:
+    body = {"input_ids": [[4, 5], [6]], "return_prompt_token_ids": True, "sampling_params": SHORT}
+    assert [a["prompt_token_ids"] for a in await generate(client, body)] == [[4, 5], [6]]
+
+
+async def test_sampling_reaches_the_llm(client: TestClient, llm: FakeLLM) -> None:
+    sampling = SHORT | {"regex": "a|b", "stop_regex": ["x+"], "min_new_tokens": 1}
+    await generate(client, {"text": "a", "sampling_params": sampling, "priority": 7})
+    (submission,) = llm.submitted
+    assert submission.params.grammar == Grammar("regex", "a|b")
+    assert submission.params.stop_regex == ("x+",)
+    assert submission.priority == 7
+
+
+async def test_a_grammar_may_begin_after_the_reasoning(client: TestClient) -> None:
+    llm = FakeLLM(reasoning_parser="qwen3")
+    client.app[STATE].ready(llm)
+    end = await llm.encode("</think>", add_special_tokens=False)
+    for prompt, start_id, count in (("a <think>\n", None, 3), ("a", 900, 0)):
+        body = {"text": prompt, "require_reasoning": True}
+        sampling = SHORT | {"regex": "a"}
+        answer = await generate(client, body | {"sampling_params": sampling})
+        assert llm.submitted[-1].params.grammar == Grammar(
+            "regex", "a", starts_after=end, starts_with=start_id
+        )
+        assert answer["meta_info"]["reasoning_tokens"] == count
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        (
-            {"text": 3},
-            "text: invalid type: integer `3`, expected a string or a sequence of strings",
-        ),
-        ({"text": ["a", None]}, "text: invalid type: null, expected a string"),
-        ({"input_ids": "a"}, 'input_ids: invalid type: string "a", expected a sequence'),
-        ({"input_ids": [1, 2.5]}, "input_ids: invalid type: floating point `2.5`, expected i64"),
-        ({"input_ids": [True]}, "input_ids: invalid type: boolean `true`, expected i64"),
-        ({"input_ids": [[1], 2]}, "input_ids: invalid type: integer `2`, expected a sequence"),
-        ({"text": "a", "rid": {}}, "rid: invalid type: map, expected a string"),
-        ({"text": "a", "stream": 1}, "stream: invalid type: integer `1`, expected a boolean"),
-        ({"text": "a", "sampling_params": []}, None),
-        (
-            {"text": "a", "sampling_params": {"stop": [None]}},
-            "invalid type: null, expected a string",
-        ),
-        ({"text": "a", "sampling_params": "x"}, None),
-        ({"text": "a", "top_logprobs_num": [[]]}, None),
-    ],
+    "config", [ServerConfig(preferred_sampling_params={"top_k": 7, "max_new_tokens": 3})]
 )
-async def test_wrong_types_are_a_bare_string(
-    client: TestClient, body: dict, message: str | None
-) -> None:
-    answer = await generate(client, body, 400)
-    if message is not None:
-        assert answer == {"error": message}
+async def test_preferred_sampling_params_are_the_defaults(client: TestClient, llm: FakeLLM) -> None:
+    await generate(client, {"text": "a"})
+    await generate(client, {"text": "a", "sampling_params": {"top_k": 9, "max_new_tokens": 4}})
+    found = [(s.params.top_k, s.params.max_new_tokens, s.clamps) for s in llm.submitted]
+    assert found == [(7, 3, True), (9, 4, False)]
+    info = await (await client.get("/model_info")).json()
+    assert info["preferred_sampling_params"] == {"top_k": 7, "max_new_tokens": 3}
 
 
-async def test_unknown_sampling_key_names_what_is_known(client: TestClient) -> None:
-    body = {"text": "a", "sampling_params": {"foo": 1}, "stream": True}
-    answer = await generate(client, body, 400)
-    assert answer["error"].startswith("unknown field `foo`, expected one of `max_new_tokens`, ")
+# --- /vertex_generate ---
 
 
-async def test_errors_of_a_stream_are_told_in_the_stream(client: TestClient, llm: FakeLLM) -> None:
-    bad = {"text": "a", "sampling_params": {"top_p": 2}}
-    assert await stream(client, bad) == [
-        {
-            "error": {
-                "message": "top_p must be in (0, 1], got 2.0.",
-                "type": "invalid_request_error",
-                "code": 400,
-                "retryable": False,
-            }
-        }
-    ]
-    llm.refuse = OverloadedError("The request queue is full.")
-    (event,) = await stream(client, {"text": "a"})
-    assert event["error"]["code"] == 503
-    assert event["error"]["retryable"] is True
+async def test_vertex_generate(client: TestClient, llm: FakeLLM) -> None:
+    async def post(body: object) -> object:
+        return await (await client.post("/vertex_generate", json=body)).json()
 
-
-async def test_refusals_of_the_llm(client: TestClient, llm: FakeLLM) -> None:
-    llm.refuse = ContextLengthError("too long")
-    assert await generate(client, {"text": "a"}, 400) == {"error": {"message": "too long"}}
-    llm.refuse = OverloadedError("The request queue is full.")
-    assert await generate(client, {"text": "a"}, 503) == {
-        "object": "error",
-        "message": "The request queue is full.",
-        "type": "503",
-        "param": None,
-        "code": 503,
-    }
-    llm.refuse = EngineDeadError("the engine has stopped")
-    answer = await generate(client, {"text": "a"}, 500)
-    assert (answer["type"], answer["code"]) == ("500", 500)
-
-
-async def test_a_failing_batch_closes_what_it_had_opened(client: TestClient, llm: FakeLLM) -> None:
-    body = {"text": ["a", ""], "rid": "r"}
-    await generate(client, body, 400)
-    assert llm.closed == ["r_0"]
+    instances = [{"text": "a"}, {"text": "b"}]
+    for parameters in ({"sampling_params": SHORT}, SHORT):
+        answer = await post({"instances": instances, "parameters": parameters})
+        assert [each["text"] for each in answer["predictions"]] == [TEXT, TEXT]
+    answer = await post({"instances": [{"input_ids": [4, 5]}]})
+    assert answer["predictions"][0]["meta_info"]["prompt_tokens"] == 2
+    assert await post({"instances": []}) == {"predictions": []}
+    for wrong, message in (
+        ({}, "vertex_generate takes {'instances': [object], 'parameters': object}"),
+        ({"instances": [3]}, "every instance must be an object with `text` or `input_ids`"),
+    ):
+        assert (await post(wrong))["message"] == message
+    response = await client.post(
+        "/vertex_generate", json={"instances": instances, "parameters": {"stream": True} | SHORT}
+    )
+    assert len(events(await response.text())) == 6
 
 
 # --- ends from outside ---

@@ -10,6 +10,7 @@ from server.fake_llm import EOS, FakeLLM
 
 from jaxserve.config import ServerConfig
 from jaxserve.request import FinishReason
+from jaxserve.server import openai_answers
 from jaxserve.server.app import make_app
 
 HELLO = [{"role": "user", "content": "What is the capital of France?"}]
@@ -347,3 +348,18 @@ async def test_the_official_client_reads_it_all(client: TestClient) -> None:
             await ai.completions.create(model="m", prompt="a", top_p=2)
         with pytest.raises(openai.NotFoundError, match="The model 'x' does not exist"):
             await ai.models.retrieve("x")
+
+
+async def test_answers_are_what_the_documents_say(client: TestClient) -> None:
+    """Every key that is sent is described, and what is described is sent."""
+    more = {"n": 2, "return_token_ids": True, "return_cached_tokens_details": True}
+    chat = CHAT | more | {"logprobs": True, "top_logprobs": 1, "return_meta_info": True}
+    for described, path, body in (
+        (openai_answers.ChatCompletion, "chat/completions", chat),
+        (openai_answers.Completion, "completions", COMPLETE | more | {"logprobs": 1, "echo": True}),
+        (openai_answers.Scores, "score", {"query": "a", "items": ["b"], "label_token_ids": [1]}),
+    ):
+        answer = await (await client.post(f"/v1/{path}", json=body)).json()
+        assert described.model_validate(answer, strict=True).model_dump() == answer
+    answer = await (await client.get("/v1/models")).json()
+    assert openai_answers.ModelList.model_validate(answer).model_dump() == answer

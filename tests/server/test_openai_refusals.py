@@ -50,25 +50,13 @@ REFUSED = [
     ),
     (
         "chat/completions",
-        CHAT | {"tools": [{"type": "function"}]},
-        "`tools` is not supported: the model's tool calls are not parsed. Leave it away or send "
-        'tool_choice "none".',
+        CHAT | {"top_logprobs": 2},
+        "top_logprobs=2 needs logprobs=true; send both or neither.",
     ),
     (
         "chat/completions",
-        CHAT | {"tool_choice": "required"},
-        "Tools cannot be empty if tool choice is set to required.",
-    ),
-    (
-        "chat/completions",
-        CHAT | {"tool_choice": {"type": "function"}},
-        "Tools cannot be empty if tool choice is set to a specific tool.",
-    ),
-    (
-        "chat/completions",
-        CHAT | {"response_format": {"type": "json_object"}},
-        "`response_format` 'json_object' is not supported: output cannot be constrained to a "
-        'grammar. Leave it away or send {"type": "text"}.',
+        CHAT | {"modalities": ["text", "audio"]},
+        "modalities must be [\"text\"], got ['text', 'audio']: the model writes text only.",
     ),
     (
         "chat/completions",
@@ -82,12 +70,6 @@ REFUSED = [
         "completions",
         COMPLETE | {"best_of": 3},
         "`best_of` 3 is larger than n=1: ranking is not supported. Leave it away and raise n.",
-    ),
-    (
-        "completions",
-        COMPLETE | {"echo": True, "logprobs": 0},
-        "`echo` together with `logprobs` is not supported: logprobs of prompt tokens are not "
-        "returned. Leave one of them away.",
     ),
     (
         "completions",
@@ -121,7 +103,10 @@ async def test_refused_values(client: TestClient, path: str, body: dict, message
     assert (await post_v1(client, "completions", COMPLETE))["choices"][0]["text"] == TEXT
 
 
-@pytest.mark.parametrize("name", ["regex", "ebnf", "json_schema", "stop_regex", "lora_path"])
+@pytest.mark.parametrize(
+    "name",
+    ["lora_path", "custom_logit_processor", "return_hidden_states", "bootstrap_room", "watermark"],
+)
 async def test_unsupported_fields_are_named(client: TestClient, name: str) -> None:
     for path, body in (("chat/completions", CHAT), ("completions", COMPLETE)):
         answer = await post_v1(client, path, body | {name: "x"}, 400)
@@ -143,6 +128,21 @@ async def test_wrong_types_are_all_named(
     answer = await post_v1(client, "chat/completions", body, 400)
     assert (answer["object"], answer["type"], answer["code"]) == ("error", "Bad Request", 400)
     assert all(word in answer["message"] for word in words)
+
+
+@pytest.mark.parametrize("name", ["functions", "function_call", "audio", "web_search_options"])
+async def test_unsupported_chat_fields_are_named(client: TestClient, name: str) -> None:
+    answer = await post_v1(client, "chat/completions", CHAT | {name: {"a": 1}}, 400)
+    assert answer["message"].startswith(f"`{name}` is not supported: ")
+
+
+@pytest.mark.parametrize("name", ["return_prompt_token_ids", "return_meta_info"])
+async def test_what_a_stream_cannot_carry(client: TestClient, name: str) -> None:
+    answer = await post_v1(client, "chat/completions", CHAT | {name: True, "stream": True}, 400)
+    assert answer["message"] == (
+        f"{name} is not supported with streaming on /v1/chat/completions. Please set stream=false "
+        f"when using {name}=true."
+    )
 
 
 async def test_a_missing_prompt_is_named(client: TestClient) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -204,3 +205,41 @@ def test_a_long_stop_that_almost_comes_again_and_again_stays_cheap(demo: Tokeniz
     texts, matched, _ = increments(demo, [[i] for i in ids], sampling)
     assert matched is None
     assert len("".join(texts)) == len(ids)
+
+
+# --- stop_regex ---
+
+
+@pytest.mark.parametrize(
+    ("sampling", "text", "matched"),
+    [
+        ({"stop_regex": (r"\d+ km",)}, "It is ", "12 km"),
+        ({"stop_regex": (r"\d+ km",), "no_stop_trim": True}, "It is 12 km", "12 km"),
+        ({"stop_regex": ("k", r"is \d"), "stop": ("km",)}, "It ", "is 1"),
+        ({"stop_regex": ("12 km a",), "stop": ("km",)}, "It is 12 ", "km"),
+        ({"stop_regex": (r"away\b",)}, "It is 12 km ", "away"),
+        ({"stop_regex": ("nothing",)}, "It is 12 km away", None),
+    ],
+)
+def test_stop_regex_at_any_cut(
+    demo: Tokenizer, sampling: dict[str, Any], text: str, matched: str | None
+) -> None:
+    ids = demo.encode("It is 12 km away")
+    for size in (1, 2, len(ids)):
+        detokenizer = Detokenizer(demo, (), SamplingParams(**sampling))
+        shown, found = "", None
+        for start in range(0, len(ids), size):
+            piece = ids[start : start + size]
+            increment = detokenizer.push(piece, is_last=start + size >= len(ids))
+            shown += increment.text
+            found = increment.matched_stop
+            if found is not None:
+                break
+        assert (shown, found) == (text, matched)
+
+
+def test_a_stop_regex_holds_back_what_may_match_and_no_more(demo: Tokenizer) -> None:
+    detokenizer = Detokenizer(demo, (), SamplingParams(stop_regex=("km (away|off)",)))
+    shown = [detokenizer.push((i,)).text for i in demo.encode("12 km as k")]
+    assert "".join(shown) == "12 km as "
+    assert detokenizer.push((), is_last=True).text == "k"

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from make_tiny_checkpoint import byte_tokenizer
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as RustTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from jaxserve.errors import ConfigError, ContextLengthError, InvalidRequestError, WeightLoadError
@@ -247,3 +248,34 @@ def test_token_text_is_that_of_whole_characters_only(demo: Tokenizer) -> None:
     for token_id, text in whole:
         assert text.encode() == demo.token_bytes(token_id)
         assert demo.token_text(token_id) == text
+
+
+# --- single tokens ---
+
+
+def test_the_bytes_of_all_tokens_spell_the_text(demo: Tokenizer) -> None:
+    table = demo.vocabulary_bytes()
+    assert len(table) == demo.vocab_size
+    text = "Héllo, 你好\n  {x: 1}"
+    assert b"".join(table[i] for i in demo.encode(text)) == text.encode()
+
+
+def test_sentencepiece_s_spaces_and_bytes() -> None:
+    vocab = {"<unk>": 0, "<0x0A>": 1, "▁the": 2, "▁": 3, "é": 4}
+    rust = RustTokenizer(models.BPE(vocab, [], byte_fallback=True))
+    rust.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=rust))
+    assert tokenizer.vocabulary_bytes() == (b"<unk>", b"\n", b" the", b" ", "é".encode())
+
+
+def test_word_pieces_have_no_bytes_of_their_own() -> None:
+    rust = RustTokenizer(models.WordPiece({"[UNK]": 0, "##s": 1}, unk_token="[UNK]"))
+    rust.decoder = decoders.WordPiece()
+    assert Tokenizer(PreTrainedTokenizerFast(tokenizer_object=rust)).vocabulary_bytes() == ()
+    rust.decoder = None
+    assert Tokenizer(PreTrainedTokenizerFast(tokenizer_object=rust)).vocabulary_bytes() == ()
+
+
+def test_a_token_by_its_text(demo: Tokenizer) -> None:
+    assert demo.token_id("<|im_end|>") == 2
+    assert demo.token_id("no such token") is None

@@ -1,0 +1,360 @@
+"""What /generate, and ``LLM.generate``, are asked for: JSON → the sequences to generate.
+
+Keys that nobody knows are ignored, null is absent.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from jaxserve.errors import InvalidRequestError, UnsupportedFeatureError
+from jaxserve.native_fields import (
+    Fields,
+    asks_for_something,
+    boolean,
+    integer,
+    integers,
+    mapping,
+    per_prompt,
+    scalar,
+    string,
+    wrong_length,
+    wrong_type,
+)
+from jaxserve.request import SamplingParams, SessionParams
+from jaxserve.sampling_dict import sampling_params_from_dict
+
+MAX_N = 1024
+MAX_SEQUENCES = 65_536  # of one request: each costs a few kB and 20 µs before it is queued
+NO_PROMPT_LOGPROBS = -1
+Prompt = str | tuple[int, ...]
+
+_OUTPUT = "the answer cannot carry it yet"
+_MULTIMODAL = "the model takes text only"
+_DISAGGREGATION = "prefill and decode run in one server"
+# Field → why a value that asks for something is refused.
+UNSUPPORTED: Mapping[str, str] = {
+    **dict.fromkeys(("image_data", "video_data", "audio_data"), _MULTIMODAL),
+    **dict.fromkeys(
+        (
+            "return_routed_experts",
+            "return_indexer_topk",
+            "return_entropy",
+            "return_bytes",
+            "return_sampling_mask",
+            "sampling_logprobs_mode",
+        ),
+        _OUTPUT,
+    ),
+    **dict.fromkeys(
+        (
+            "bootstrap_host",
+            "bootstrap_port",
+            "bootstrap_room",
+            "bootstrap_pair_key",
+            "decode_tp_size",
+            "disagg_prefill_dp_rank",
+        ),
+        _DISAGGREGATION,
+    ),
+    **dict.fromkeys(("data_parallel_rank", "routed_dp_rank"), "there is one replica, of rank 0"),
+    "lora_path": "there are no LoRA adapters",
+    "max_thinking_tokens": "nothing ends a model's reasoning but the model and max_new_tokens",
+}
+# Field → the whole message, for those whose first sentence clients know.
+REFUSALS: Mapping[str, str] = {
+    "input_embeds": (
+        "input_embeds is provided while disable_radix_cache is False. This server takes text or "
+        "input_ids only, with --disable-radix-cache too; leave input_embeds away."
+    ),
+    "return_hidden_states": (
+        "The server is not configured to return hidden states. No flag makes it; leave "
+        "return_hidden_states away."
+    ),
+    "custom_logit_processor": (
+        "The server is not configured to enable custom logit processor. They are pickled Python "
+        "code, which this server never executes; use logit_bias or a grammar."
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptOptions:
+    """What is said of one prompt beside how it is sampled.
+
+    ``rid`` None lets the LLM draw one.  ``num_logprobs`` None: no logprobs at all.
+    ``logprob_start_len`` None: not given.
+    """
+
+    rid: str | None = None
+    num_logprobs: int | None = None
+    logprob_start_len: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
+    cache_namespace: str = ""
+    session: SessionParams | None = None
+
+    def applied_to(self, params: SamplingParams) -> SamplingParams:
+        """``params`` with the logprobs that are asked for."""
+        if self.num_logprobs is None:
+            return params
+        start = self.logprob_start_len
+        if start is None and params.max_new_tokens == 0:
+            start = 0  # else such a request would return nothing at all
+        return replace(
+            params,
+            num_logprobs=self.num_logprobs,
+            logprob_token_ids=self.logprob_token_ids,
+            prompt_logprobs_start=None if start == NO_PROMPT_LOGPROBS else start,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What is said of the whole request: what its answers hold."""
+
+    text_in_logprobs: bool = False
+    prompt_token_ids: bool = False
+    reasoning: bool = False  # the output begins with reasoning: see require_reasoning
+    stream: bool = False
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One prompt to submit.
+
+    ``clamps``: nobody asked for max_new_tokens, so it may be shortened to what fits.
+    """
+
+    prompt: Prompt
+    params: SamplingParams
+    options: PromptOptions
+    clamps: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """A decoded body.  Lists have one item per prompt."""
+
+    prompts: list[Prompt]
+    is_batch: bool
+    sampling: list[Fields]
+    has_limit: list[bool]  # whether the prompt's own sampling_params name max_new_tokens
+    options: list[PromptOptions]
+    shown: Shown
+
+    def calls(self) -> tuple[list[Call], int]:
+        """The sequences to submit, and n, how often each is sampled.
+
+        Raises:
+            SamplingFieldError: sampling_params cannot be decoded.
+            InvalidRequestError: a value is out of its range.
+        """
+        _, n = sampling_params_from_dict(self.sampling[0])
+        check_num_sequences(len(self.prompts), n)
+        pairs = [sampling_params_from_dict(fields) for fields in self.sampling]
+        if any(other != n for _, other in pairs):
+            raise InvalidRequestError(
+                "The parallel_sample_num should be the same for all samples in sample params."
+            )
+        return [
+            Call(
+                self.prompts[i],
+                self.options[i].applied_to(params),
+                self.options[i],
+                not self.has_limit[i],
+            )
+            for i, (params, _) in enumerate(pairs)
+        ], n
+
+
+def check_num_sequences(num_prompts: int, n: int) -> None:
+    """Refuse a request that would keep the event loop to itself for minutes.
+
+    Raises:
+        InvalidRequestError: ``n`` is too large, or is together with the prompts.
+    """
+    if not 1 <= n <= MAX_N:
+        raise InvalidRequestError(f"n must be in [1, {MAX_N}], got {n}.")
+    if num_prompts * n > MAX_SEQUENCES:
+        raise InvalidRequestError(
+            f"{num_prompts} prompts with n={n} are {num_prompts * n} sequences, a request may have "
+            f"{MAX_SEQUENCES}; send them in several requests."
+        )
+
+
+def cache_namespace(extra_key: str | None, cache_salt: str | None) -> str:
+    """The name under which prefixes are cached; "" for what names nothing."""
+    if not extra_key and not cache_salt:
+        return ""
+    return json.dumps([cache_salt or "", extra_key or ""])  # a separator cannot be forged
+
+
+def parse_generate(body: Fields, preferred: Fields | None = None) -> GenerateRequest:
+    """Decode the body of /generate.
+
+    Args:
+        preferred: sampling_params where the body gives none.
+
+    Raises:
+        SamplingFieldError: a field of the wrong type.
+        UnsupportedFeatureError: a field that is not built, named.
+        InvalidRequestError: no prompt, or lists whose lengths disagree.
+    """
+    check_supported(body)
+    prompts, is_batch = _prompts(body)
+    count = len(prompts)
+    nothing: Fields = {}
+    sampling = per_prompt(body, "sampling_params", nothing, mapping, count)
+    return GenerateRequest(
+        prompts=prompts,
+        is_batch=is_batch,
+        sampling=[{**(preferred or nothing), **given} for given in sampling],
+        has_limit=["max_new_tokens" in given for given in sampling],
+        options=prompt_options(body, count, is_batch=is_batch),
+        shown=shown(body),
+    )
+
+
+def check_supported(body: Fields) -> None:
+    """Refuse known fields whose value asks for something that is not built.
+
+    Raises:
+        UnsupportedFeatureError: names the field.
+    """
+    for name in (UNSUPPORTED.keys() | REFUSALS.keys()) & body.keys():
+        if asks_for_something(body[name]):
+            raise UnsupportedFeatureError(
+                REFUSALS.get(name)
+                or f"`{name}` is not supported: {UNSUPPORTED[name]}. Leave it away or send null."
+            )
+    if body.get("session_id") is not None and body.get("session_params") is not None:
+        raise InvalidRequestError("session_id and session_params cannot both be set.")
+
+
+def shown(body: Fields) -> Shown:
+    """The fields that are for the request as a whole."""
+    return Shown(
+        text_in_logprobs=scalar(body, "return_text_in_logprobs", False, boolean),
+        prompt_token_ids=scalar(body, "return_prompt_token_ids", False, boolean),
+        reasoning=scalar(body, "require_reasoning", False, boolean),
+        stream=scalar(body, "stream", False, boolean),
+        priority=scalar(body, "priority", 0, integer),
+    )
+
+
+def prompt_options(body: Fields, count: int, *, is_batch: bool) -> list[PromptOptions]:
+    """The fields that are for each of ``count`` prompts."""
+    wants = per_prompt(body, "return_logprob", False, boolean, count)
+    tops = per_prompt(body, "top_logprobs_num", 0, integer, count)
+    starts: list[int | None] = per_prompt(body, "logprob_start_len", None, _start, count)
+    token_ids = _logprob_token_ids(body, count, is_batch)
+    keys: list[str | None] = per_prompt(body, "extra_key", None, string, count)
+    salts: list[str | None] = per_prompt(body, "cache_salt", None, string, count)
+    sessions: list[SessionParams | None] = per_prompt(
+        body, "session_params", None, session_params, count
+    )
+    return [
+        PromptOptions(
+            rid=rid,
+            num_logprobs=tops[i] if wants[i] else None,
+            logprob_start_len=starts[i],
+            logprob_token_ids=token_ids[i],
+            cache_namespace=cache_namespace(keys[i], salts[i]),
+            session=sessions[i],
+        )
+        for i, rid in enumerate(_rids(body, is_batch, count))
+    ]
+
+
+def _prompts(body: Fields) -> tuple[list[Prompt], bool]:
+    text, ids = body.get("text"), body.get("input_ids")
+    if (text is None) == (ids is None):
+        raise InvalidRequestError(
+            "Either text, input_ids or input_embeds should be provided."
+            + ("" if text is None else " Both text and input_ids were given.")
+        )
+    if isinstance(text, str):
+        return [text], False
+    if text is not None:
+        if not isinstance(text, list):
+            raise wrong_type(text, "a string or a sequence of strings", "text")
+        return [string("text", item) for item in _filled("text", text)], True
+    if not isinstance(ids, list):
+        raise wrong_type(ids, "a sequence", "input_ids")
+    if isinstance(_filled("input_ids", ids)[0], list):
+        return [_token_ids(item) for item in ids], True
+    return [_token_ids(ids)], False
+
+
+def _token_ids(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise wrong_type(value, "a sequence", "input_ids")
+    for item in _filled("input_ids", value):
+        if type(item) is not int:  # bool is an int to isinstance
+            raise wrong_type(item, "i64", "input_ids")
+    return tuple(value)
+
+
+def _filled(name: str, value: list[object]) -> list[object]:
+    if not value:
+        raise InvalidRequestError(f"{name} cannot be empty.")
+    return value
+
+
+def _rids(body: Fields, is_batch: bool, count: int) -> Sequence[str | None]:
+    value = body.get("rid")
+    if value is None or value == "":
+        return [None] * count
+    if not isinstance(value, list):
+        rid = string("rid", value)
+        return [f"{rid}_{i}" for i in range(count)] if is_batch else [rid]
+    if len(value) != count:
+        raise wrong_length("rid", len(value), count)
+    rids = [None if item is None else string("rid", item) for item in value]
+    twice = [rid for rid, times in Counter(rids).items() if rid is not None and times > 1]
+    if twice:
+        raise InvalidRequestError(
+            f"Duplicate request IDs detected within the request: {', '.join(twice)}"
+        )
+    return rids
+
+
+def _start(name: str, value: object) -> int:
+    start = integer(name, value)
+    if start < NO_PROMPT_LOGPROBS:
+        raise InvalidRequestError(
+            f"{name} must be -1 (no logprobs of the prompt) or at least 0, got {start}."
+        )
+    return start
+
+
+def _logprob_token_ids(body: Fields, count: int, is_batch: bool) -> list[tuple[int, ...]]:
+    """One list for all prompts, or a list of lists."""
+    name = "token_ids_logprob"
+    value = body.get(name)
+    if is_batch and isinstance(value, list) and any(isinstance(item, list) for item in value):
+        return per_prompt(body, name, (), integers, count)
+    return [() if value is None else integers(name, value)] * count
+
+
+def session_params(name: str, value: object) -> SessionParams:
+    """The object that a client sends under ``name``.
+
+    Raises:
+        SamplingFieldError: a field of the wrong type.
+        InvalidRequestError: no session is named.
+    """
+    fields = mapping(name, value)
+    if fields.get("id") is None:
+        raise InvalidRequestError(
+            "session_params needs the `id` of an open session; open one with /open_session."
+        )
+    return SessionParams(
+        id=string("session_params.id", fields["id"]),
+        rid=scalar(fields, "rid", "", string) or None,
+        offset=scalar(fields, "offset", 0, integer),
+        replace=scalar(fields, "replace", False, boolean),
+        drop_previous_output=scalar(fields, "drop_previous_output", False, boolean),
+    )

@@ -1,0 +1,211 @@
+"""Reasoning in /v1/chat/completions: split off, streamed, counted, turned off."""
+
+import pytest
+from aiohttp.test_utils import TestClient
+from server.fake_llm import FakeLLM
+from server.openai_calls import CHAT, chat, chat_deltas, post, said, stream
+
+from jaxserve.config import ServerConfig
+
+THOUGHT = said("<think>", "\n", "Let", " me see.", "</think>", "\n\n", "4", "2")
+NUM_REASONING = 5  # both markers are tokens of it
+END = THOUGHT.index("</think>")
+
+
+@pytest.fixture
+def llm() -> FakeLLM:
+    llm = FakeLLM(reasoning_parser="qwen3")
+    llm.words = THOUGHT
+    llm.special_tokens = {"</think>": END}
+    return llm
+
+
+async def test_reasoning_has_a_place_of_its_own(client: TestClient) -> None:
+    choice = await chat(client)
+    assert choice["message"]["reasoning_content"] == "Let me see."
+    assert choice["message"]["content"] == "42"
+    assert choice["usage"]["reasoning_tokens"] == NUM_REASONING
+    assert choice["usage"]["completion_tokens_details"] == {"reasoning_tokens": NUM_REASONING}
+
+
+async def test_reasoning_is_streamed_first(client: TestClient) -> None:
+    *deltas, finish = await chat_deltas(client)
+    assert deltas == [
+        {"reasoning_content": "Let"},
+        {"reasoning_content": " me see."},
+        {"content": "4", "reasoning_content": None},
+        {"content": "2", "reasoning_content": None},
+    ]
+    assert finish == {"finish_reason": "stop"}
+
+
+async def test_reasoning_in_one_chunk(client: TestClient) -> None:
+    deltas = await chat_deltas(client, stream_reasoning=False)
+    assert deltas[0] == {"reasoning_content": "Let me see."}
+    assert [delta.get("content") for delta in deltas[1:3]] == ["4", "2"]
+    cut = await chat_deltas(client, stream_reasoning=False, max_tokens=4)
+    assert cut == [{"reasoning_content": "Let me see."}, {"finish_reason": "length"}]
+
+
+async def test_reasoning_left_in_the_text(client: TestClient) -> None:
+    choice = await chat(client, separate_reasoning=False)
+    assert choice["message"]["content"] == "".join(THOUGHT)
+    assert choice["message"]["reasoning_content"] is None
+    assert choice["usage"]["reasoning_tokens"] == NUM_REASONING
+    deltas = await chat_deltas(client, separate_reasoning=False)
+    assert "".join(delta.get("content", "") for delta in deltas) == "".join(THOUGHT)
+
+
+async def test_thinking_cut_off_has_no_content(client: TestClient) -> None:
+    choice = await chat(client, max_tokens=3)
+    assert choice["message"]["reasoning_content"] == "Let"
+    assert choice["message"]["content"] is None
+    assert (choice["finish_reason"], choice["usage"]["reasoning_tokens"]) == ("length", 3)
+
+
+async def test_an_empty_thought_counts_its_markers(client: TestClient, llm: FakeLLM) -> None:
+    llm.words = said("<think>", "</think>", "42")
+    llm.special_tokens = {"</think>": 1}
+    assert (await chat(client))["usage"]["reasoning_tokens"] == 2
+    fields = {"stream_options": {"include_usage": True}}
+    chunks = await stream(client, "chat/completions", CHAT | fields)
+    assert chunks[-1]["usage"]["reasoning_tokens"] == 2
+
+
+async def test_every_choice_has_its_own(client: TestClient) -> None:
+    answer = await post(client, "chat/completions", CHAT | {"n": 2})
+    assert [c["message"]["reasoning_content"] for c in answer["choices"]] == ["Let me see."] * 2
+    assert answer["usage"]["reasoning_tokens"] == 2 * NUM_REASONING
+
+
+OFF = [
+    {"chat_template_kwargs": {"enable_thinking": False}},
+    {"reasoning_effort": "none"},
+    {"reasoning": {"enabled": False}},
+    {"reasoning": {"effort": "none"}},
+]
+
+
+@pytest.mark.parametrize("fields", OFF)
+async def test_thinking_turned_off(client: TestClient, llm: FakeLLM, fields: dict) -> None:
+    llm.words = said("4", "2")
+    choice = await chat(client, **fields)
+    assert choice["message"]["reasoning_content"] is None
+    assert choice["message"]["content"] == "42"
+    assert choice["usage"]["reasoning_tokens"] == 0
+    assert llm.template_kwargs["enable_thinking"] is False
+
+
+@pytest.mark.parametrize("config", [
+    ServerConfig(default_chat_template_kwargs={"enable_thinking": False, "style": "short"}),
+])  # fmt: skip
+async def test_the_servers_template_arguments_can_be_overridden(
+    client: TestClient, llm: FakeLLM
+) -> None:
+    await chat(client)
+    assert llm.template_kwargs == {"enable_thinking": False, "style": "short"}
+    await chat(client, reasoning={"enabled": True, "effort": "HIGH"})
+    assert llm.template_kwargs == {
+        "enable_thinking": True, "thinking": True, "style": "short", "reasoning_effort": "high",
+    }  # fmt: skip
+    await chat(client, reasoning_effort="none", chat_template_kwargs={"enable_thinking": True})
+    assert llm.template_kwargs["enable_thinking"] is True
+
+
+async def test_a_text_that_does_not_begin_with_it_has_none(
+    client: TestClient, llm: FakeLLM
+) -> None:
+    llm.words = said("No", " <think>", " here")
+    choice = await chat(client)
+    assert choice["message"]["content"] == "No <think> here"
+    assert choice["usage"]["reasoning_tokens"] == 0
+
+
+async def test_a_prompt_that_has_begun_it(client: TestClient, llm: FakeLLM) -> None:
+    """One message makes a prompt of token 10, which is written as the 11th word."""
+    words = list(said("so", " it is", "</think>", "42"))
+    words[10] = "<think>"
+    llm.words = tuple(words)
+    llm.special_tokens = {"</think>": 2}
+    choice = await chat(client, max_tokens=9)
+    assert choice["message"]["reasoning_content"] == "so it is"
+    assert choice["message"]["content"] == "42"
+    assert choice["usage"]["reasoning_tokens"] == 3
+
+
+async def test_a_prompt_that_has_ended_it(client: TestClient, llm: FakeLLM) -> None:
+    words = list(said("42"))
+    words[10] = "</think>"
+    llm.words = tuple(words)
+    fields = {"max_tokens": 9, "regex": "[0-9]+"}
+    assert (await chat(client, **fields))["message"]["content"] == "42"
+    assert llm.submitted[0].params.grammar.starts_after == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "reasoning"),
+    [("<think>I", " see"), ("<think>I see</think>It", None), ("It", None), (" ", " see")],
+)
+async def test_a_continued_message(
+    client: TestClient, llm: FakeLLM, content: str, reasoning: str | None
+) -> None:
+    llm.words = said(" see", "</think>", " 42") if reasoning else said(" see")
+    if content == " ":
+        llm.words = said("<think>", "see", "</think>", " 42")
+    history = [*CHAT["messages"], {"role": "assistant", "content": content}]
+    choice = await chat(client, messages=history, continue_final_message=True)
+    expected = None if reasoning is None else reasoning.strip()
+    assert choice["message"]["reasoning_content"] == expected
+    assert choice["message"]["content"].strip() == ("42" if reasoning else "see")
+
+
+def starts(llm: FakeLLM) -> tuple[tuple[int, ...], int | None]:
+    grammar = llm.submitted[-1].params.grammar
+    return grammar.starts_after, grammar.starts_with
+
+
+async def test_a_grammar_holds_where_there_is_no_reasoning(
+    client: TestClient, llm: FakeLLM
+) -> None:
+    await chat(client, response_format={"type": "json_object"})
+    assert starts(llm) == ((), None)  # "<think>" is no token of its own
+    llm.special_tokens = {"<think>": 0, "</think>": END}
+    await chat(client, response_format={"type": "json_object"})
+    assert starts(llm) == ((END,), 0)
+    await chat(client, regex="[0-9]+", reasoning={"enabled": False})
+    assert starts(llm) == ((), None)
+
+
+class TestAlwaysThinking:
+    """A format whose answers begin inside the reasoning."""
+
+    @pytest.fixture
+    def llm(self) -> FakeLLM:
+        llm = FakeLLM(reasoning_parser="deepseek-r1")
+        llm.words = said("hm", "</think>", "42")
+        return llm
+
+    async def test_a_grammar_starts_after_it(self, client: TestClient, llm: FakeLLM) -> None:
+        llm.special_tokens = {"</think>": 1}
+        choice = await chat(client, regex="[0-9]+")
+        assert choice["message"]["reasoning_content"] == "hm"
+        assert choice["usage"]["reasoning_tokens"] == 2
+        assert starts(llm) == ((1,), None)
+        llm.special_tokens = {}
+        await chat(client, regex="[0-9]+")
+        assert starts(llm) == ((10,), None)  # what encode makes of "</think>"
+
+
+async def test_reasoning_then_calls(client: TestClient, llm: FakeLLM) -> None:
+
+    llm.words = said("<think>", "look", "</think>", '[{"name": "f", "parameters": {}}]')
+    llm.special_tokens = {"<think>": 0, "</think>": 2}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    fields = {"tools": tools, "tool_choice": "required"}
+    message = (await chat(client, **fields))["message"]
+    assert (message["reasoning_content"], message["content"]) == ("look", None)
+    assert message["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
+    assert starts(llm) == ((2,), 0)
+    message = (await chat(client, separate_reasoning=False, **fields))["message"]
+    assert (message["reasoning_content"], message["content"]) == (None, "<think>look</think>")
+    assert message["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
