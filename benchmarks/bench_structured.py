@@ -5,6 +5,8 @@
 Every answer has exactly --output-len tokens in every mode, so that output tokens per second
 compare.  A round runs all modes one after the other, beginning with another one each time; the
 ratio of a mode is the median over the rounds of its throughput over the plain one of its round.
+Beside it, in brackets, the same for tokens per second of processor time (all threads of this
+process): on a machine with other work it says more, on a GPU nothing.
 Every flag that is not listed by --help goes to the engine, as in ``python -m jaxserve.launch``.
 """
 
@@ -71,20 +73,29 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measure(llm: LLM, mode: str, args: argparse.Namespace, seed: int) -> float:
-    """Output tokens per second of ``--concurrency`` prompts."""
+def measure(llm: LLM, mode: str, args: argparse.Namespace, seed: int) -> tuple[float, float]:
+    """Output tokens per second, and per second of processor time, of ``--concurrency`` prompts."""
     lengths = Lengths(args.input_len, args.output_len, 1.0)
     workload = random_workload(args.concurrency, lengths, llm.info.vocab_size, seed)
     prompts = [list(conversation.turns[0].full_prompt) for conversation in workload]
     sampling, call = MODES[mode]
     params = {"temperature": 0.0, "max_new_tokens": args.output_len, "ignore_eos": True, **sampling}
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     answers = llm.generate(prompts, params, **call)
-    elapsed_s = time.perf_counter() - start
+    elapsed_s, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
     counts = {answer["meta_info"]["completion_tokens"] for answer in answers}
     if counts != {args.output_len}:
         raise SystemExit(f"{mode}: answers have {sorted(counts)} tokens, not {args.output_len}")
-    return len(prompts) * args.output_len / elapsed_s
+    num_tokens = len(prompts) * args.output_len
+    return num_tokens / elapsed_s, num_tokens / cpu_s
+
+
+def median_ratio(
+    speeds: list[tuple[float, float]], plain: list[tuple[float, float]]
+) -> list[float]:
+    """Of wall time and of processor time, in percent."""
+    ratios = [(100 * a / b, 100 * c / d) for (a, c), (b, d) in zip(speeds, plain, strict=True)]
+    return [statistics.median(column) for column in zip(*ratios, strict=True)]
 
 
 def main() -> None:
@@ -92,22 +103,19 @@ def main() -> None:
     args, engine_flags = build_parser().parse_known_args()
     config, _ = parse_flags(engine_flags)
     modes = [PLAIN, *args.modes]
-    speeds: dict[str, list[float]] = {mode: [] for mode in modes}
+    speeds: dict[str, list[tuple[float, float]]] = {mode: [] for mode in modes}
     with LLM(config=config) as llm:
         for mode in modes:  # compiles grammars and steps
             measure(llm, mode, args, args.seed)
         for i in range(args.rounds):
             for mode in modes[i % len(modes) :] + modes[: i % len(modes)]:
                 speeds[mode].append(measure(llm, mode, args, args.seed + 1 + i))
-    plain = speeds[PLAIN]
-    ratios = {
-        mode: statistics.median(s / p for s, p in zip(speed, plain, strict=True))
-        for mode, speed in speeds.items()
-    }
+    ratios = {mode: median_ratio(speed, speeds[PLAIN]) for mode, speed in speeds.items()}
     print(f"{args.concurrency} at a time, {args.input_len} + {args.output_len} tokens, "
           f"median of {args.rounds} rounds")  # fmt: skip
-    for mode, speed in speeds.items():
-        print(f"{mode:<14}{statistics.median(speed):10.1f} tok/s {100 * ratios[mode]:7.1f} %")
+    for mode, (of_wall, of_cpu) in ratios.items():
+        speed = statistics.median(wall for wall, _ in speeds[mode])
+        print(f"{mode:<14}{speed:10.1f} tok/s {of_wall:7.1f} % ({of_cpu:.1f} %)")
     if args.result_filename is not None:
         record = {"speeds": speeds, "ratios": ratios, "config": vars(args) | {"result_filename": 0}}
         with args.result_filename.open("a") as file:

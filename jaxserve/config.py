@@ -69,7 +69,7 @@ class EngineConfig:
     skip_server_warmup: bool = False
     weight_version: str = "default"
     grammar_backend: str = "llguidance"
-    constrained_json_whitespace_pattern: str | None = None  # a regex; None = any white space
+    constrained_json_whitespace_pattern: str | None = None  # a regex; None = at most 64 characters
     constrained_json_disable_any_whitespace: bool = False
     grammar_timeout_s: float = 60.0  # how long a request waits for its grammar to be compiled
     allow_auto_truncate: bool = False  # cut a prompt or an output that does not fit

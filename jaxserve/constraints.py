@@ -58,7 +58,10 @@ class Constraints:
         if not request.sampling.max_new_tokens:
             return []
         nothing = TokenOutput(rid=request.rid, token_ids=())
-        start = self._continued(nothing, matcher.forced_tokens())
+        try:
+            start = self._continued(nothing, matcher.forced_tokens())
+        except GrammarError as error:
+            return [self._abort(request.rid, error)]
         return [start] if start is not nothing else []
 
     def drop(self, rid: str) -> None:

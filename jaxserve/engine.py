@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from jaxserve.config import EngineConfig
@@ -173,10 +174,15 @@ class Engine:
         done.set_running_or_notify_cancel()  # a caller that goes away must not cancel it
         with self._lock:
             if self.is_alive:
-                self._mailbox.put(Call(action, done))
+                self._mailbox.put(Call(partial(self._carry_out, action), done))
             else:
                 done.set_exception(EngineDeadError(self._death_message()))
         return done
+
+    def _carry_out(self, action: Callable[[], T]) -> T:
+        answer = action()
+        self._report.refresh()  # before the caller has its answer and looks
+        return answer
 
     # ---- the thread ----------------------------------------------------------------------
 
@@ -209,6 +215,7 @@ class Engine:
         elif launched is None and self._scheduler.has_work and not self._is_paused:
             raise RuntimeError("the scheduler has work and plans none of it")
         self._pending = launched
+        self._report.delivering(outputs)  # after the launch: nothing waits for it there
         self._deliver(outputs)
 
     def _must_know(self, plan: BatchPlan) -> bool:
@@ -263,7 +270,6 @@ class Engine:
                 self._abort(rid)
             case Call():
                 message.answer()
-                self._report.refresh()
             case Stop():
                 self._is_stopping = True
 

@@ -106,9 +106,11 @@ class EngineReport:
                 self._throughput,
                 self._scheduler.num_waiting,
             )
-        now_s = time.perf_counter()
-        self._process_s += now_s - fetched_s
-        is_stale = now_s - self._refreshed_s > SNAPSHOT_S
+        self._process_s += time.perf_counter() - fetched_s
+
+    def delivering(self, outputs: list[TokenOutput]) -> None:
+        """A turn is over; who sees that a sequence has ended is to see stats that know of it."""
+        is_stale = time.perf_counter() - self._refreshed_s > SNAPSHOT_S
         if is_stale or any(output.finish is not None for output in outputs):
             self.refresh()
 

@@ -112,7 +112,7 @@ DEFAULTS: Mapping[str, str] = {
     "compilation_cache_dir": "the user's cache folder",
     "precompile_token_paddings": "a short list on CPU, doubling from 128 on GPU",
     "precompile_bs_paddings": "a short list on CPU, doubling on GPU",
-    "constrained_json_whitespace_pattern": "any",
+    "constrained_json_whitespace_pattern": "at most 64 characters",
     "served_model_name": "the model path",
     "max_body_bytes": "64 MiB",
     "log_level_http": "as --log-level",

@@ -46,6 +46,10 @@ class CompiledGrammar:
         return Matcher(self._start.deep_copy(), self._vocabulary, starts_after, starts_with)
 
 
+# Compiled grammars of these together take about half a gigabyte at the very most.
+MAX_CACHED_CHARS = 4 << 19
+
+
 class _TimedOut:
     pass
 
@@ -60,7 +64,7 @@ class GrammarCompiler:
 
     Args:
         timeout_s: how long a request waits for its grammar, in seconds.
-        cache_size: how many compiled grammars are kept.
+        cache_size: how many compiled grammars are kept; fewer if they are very large.
         num_threads: how many grammars are compiled at the same time.
         whitespace_pattern: a regex for the white space between the parts of JSON; None for any.
         disable_any_whitespace: JSON without white space; excludes ``whitespace_pattern``.
@@ -124,6 +128,10 @@ class GrammarCompiler:
             self._workers.submit(lambda: self._guards.get().close())
         self._workers.close()
 
+    @property
+    def _cached_chars(self) -> int:
+        return sum(len(source) for _, source in self._cache)
+
     def _find_or_submit(self, key: tuple[str, str], grammar: Grammar) -> "Future[_Built]":
         with self._lock:
             found = self._cache.get(key)
@@ -133,7 +141,7 @@ class GrammarCompiler:
                 return found
             future = self._workers.submit(lambda: self._build(grammar))
             self._cache[key] = future
-            while len(self._cache) > self._cache_size:
+            while len(self._cache) > self._cache_size or self._cached_chars > MAX_CACHED_CHARS:
                 self._cache.popitem(last=False)
             return future
 

@@ -106,7 +106,11 @@ class Guard:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the server
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                "OPENBLAS_NUM_THREADS": "1",  # numpy is only imported here
+            },
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         send(self._process.stdin, self._setup)

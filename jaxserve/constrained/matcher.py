@@ -81,7 +81,7 @@ class Matcher:
         self._is_active = self._recent == wanted
 
     def _failure(self, what: str) -> GrammarError:
-        detail = self._grammar.get_error() or what
+        detail = self._grammar.get_error().partition("<")[0].strip() or what
         return GrammarError(
             f"the output cannot be continued as its grammar demands: {detail}; simplify the grammar"
         )

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llguidance import regex_to_lark
+from llguidance import LLMatcher, regex_to_lark
 
 from jaxserve.constrained.ebnf import ebnf_to_lark
 from jaxserve.constrained.problems import Path, pointer
 from jaxserve.constrained.schema import check_schema, parse_json
 from jaxserve.constrained.structural_tag import structural_tag_to_grammars
-from jaxserve.errors import InvalidRequestError
+from jaxserve.errors import ConfigError, InvalidRequestError
 from jaxserve.request import Grammar
 
-MAX_SOURCE_BYTES = 1 << 20
+MAX_SOURCE_BYTES = 1 << 19
 ANY_OBJECT = "$$ANY$$"  # SGLang's name for any JSON object
 # Without a bound a model may write white space until its tokens are spent.
 BOUNDED_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
@@ -30,6 +30,23 @@ class JsonStyle:
 
     whitespace_pattern: str | None = None
     disable_any_whitespace: bool = False
+
+    def __post_init__(self) -> None:
+        if self.whitespace_pattern is None:
+            return
+        if self.disable_any_whitespace:
+            raise ConfigError(
+                "--constrained-json-disable-any-whitespace leaves no white space for "
+                "--constrained-json-whitespace-pattern to describe; give one of them"
+            )
+        error = LLMatcher.validate_grammar(
+            json.dumps({"grammars": [{"json_schema": {"x-guidance": self.options}}]})
+        )
+        if error:
+            raise ConfigError(
+                f"--constrained-json-whitespace-pattern {self.whitespace_pattern!r} is not a "
+                f"regex: {_short(error)}"
+            )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -110,7 +127,7 @@ class Translator:
 
 def _short(error: str) -> str:
     """llguidance's message in one line, with a position in place of its drawing of one."""
-    lines = re.split(r"<state>|\n  while processing", error)[0].rstrip().splitlines()
+    lines = re.split(r"<state>|<non-verbose/>|\n  while processing", error)[0].rstrip().splitlines()
     marked = [i for i, line in enumerate(lines) if line.strip() and not line.strip(" ^")]
     causes = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if causes and marked and marked[0] > 0:

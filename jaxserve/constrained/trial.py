@@ -6,6 +6,7 @@ import resource
 import signal
 import sys
 import threading
+from pathlib import Path
 
 from jaxserve.constrained.guard import Setup, compile_matcher, receive, send
 from jaxserve.constrained.sources import Translator
@@ -14,14 +15,16 @@ from jaxserve.request import Grammar
 
 # Half of what the server's threads have: what fits here fits there.
 STACK_BYTES = 4 << 20
-MEMORY_BYTES = 2 << 30
+MEMORY_BYTES = 1 << 30  # on top of what the process has when it starts
 ORPHAN_S = 5
 
 
 def main() -> None:
     """Answer grammars on standard input until it ends."""
-    with contextlib.suppress(ValueError, OSError):  # not every system limits memory
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    with contextlib.suppress(ValueError, OSError):  # not every system tells or limits memory
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     threading.stack_size(STACK_BYTES)

@@ -51,7 +51,7 @@ def _value(source: TextSource, sink: CallSink, depth: int) -> Steps[bool]:
     if (yield from source.next_char()) in ("{", "["):
         return depth > 0 and (yield from _group(source, sink, depth - 1))
     word = yield from source.name(_BARE_END, MAX_NAME_LENGTH)
-    if word is None or not word.strip():
+    if word is None:
         return False
     sink.arguments(json_of(word.strip(), frozenset()))
     return True

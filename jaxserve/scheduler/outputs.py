@@ -31,11 +31,7 @@ def make_output(
     finish: FinishReason | None = None,
 ) -> TokenOutput:
     """An output with the counts of its sequence."""
+    # Positional: one per row and step, and names cost a quarter more.
     return TokenOutput(
-        rid=seq.request.rid,
-        token_ids=token_ids,
-        logprobs=logprobs,
-        finish=finish,
-        num_cached=seq.num_cached,
-        num_retractions=seq.num_retractions,
+        seq.request.rid, token_ids, logprobs, finish, seq.num_cached, seq.num_retractions
     )

@@ -212,7 +212,7 @@ class Scheduler:
         for row, seq in enumerate(plan.rows):
             if seq.status is Status.FINISHED:
                 continue
-            entries = row_prompt_logprobs(plan, result, row) if row in spans else ()
+            entries = row_prompt_logprobs(plan, result, row) if spans and row in spans else ()
             if samples[row]:
                 logprobs = row_logprobs(result, row, seq) if has_logprobs else ()
                 output = self._accept(seq, token_ids[row], logprobs)
@@ -263,9 +263,8 @@ class Scheduler:
         if it is known.  Those left out, for want of room or of the token, decode next.
         """
         config = self._config
-        chunks, budget = catch_up_chunks(
-            self._behind, rows, config.chunked_prefill_size, config.prefill_max_requests
-        )
+        max_rows = max(1, config.prefill_max_requests - bool(self._waiting))  # one to admit
+        chunks, budget = catch_up_chunks(self._behind, rows, config.chunked_prefill_size, max_rows)
         while num_missing_pages(self._kv, chunks) > self._kv.num_available_pages:
             if self._num_launched:
                 return None  # its tokens must be known before a sequence can be computed again

@@ -39,9 +39,10 @@ def template_kwargs(
 class ReasoningUse:
     """How the reasoning of one request's answers is read.
 
-    ``format`` None: an answer has none.  ``end_ids`` are the tokens that end it; ``start_id`` is
-    the one that begins it and ``call_id`` one that begins a tool call, which may end it too; None
-    if it is not one token.
+    ``format`` None: an answer has none.  ``end_ids`` are the tokens that end it and ``call_id`` is
+    the one that begins a tool call, which may end it too.  A grammar for the answer waits for
+    ``answer_ids`` (empty: for nothing); with ``start_id``, which begins the reasoning, only if that
+    is the first token.
     """
 
     format: str | None = None
@@ -49,19 +50,14 @@ class ReasoningUse:
     start_id: int | None = None
     end_ids: tuple[int, ...] = ()
     call_id: int | None = None
+    answer_ids: tuple[int, ...] = ()
     is_separate: bool = True  # else it stays in the content, between its markers
     is_streamed: bool = True  # else it comes in one piece, at its end
     ends_at_tool_call: bool = False
 
     def held_off(self, grammar: Grammar) -> Grammar:
         """``grammar`` for what comes after the reasoning, or at once where there is none."""
-        if self.format is None:
-            return grammar
-        if self.starts_inside:
-            return replace(grammar, starts_after=self.end_ids)
-        if self.start_id is None:  # its beginning could not be told from that of the rest
-            return grammar
-        return replace(grammar, starts_after=self.end_ids, starts_with=self.start_id)
+        return replace(grammar, starts_after=self.answer_ids, starts_with=self.start_id)
 
     @property
     def needs_special_tokens(self) -> bool:
@@ -84,22 +80,33 @@ async def reasoning_of_prompt(
         return ReasoningUse()
     format = reasoning_format(name)
     effort = kwargs.get("reasoning_effort")
-    if not format.is_enabled(kwargs, effort if isinstance(effort, str) else None):
-        return ReasoningUse()
+    is_enabled = format.is_enabled(kwargs, effort if isinstance(effort, str) else None)
+    if not is_enabled and kwargs.get(format.toggle or "") is not None:
+        return ReasoningUse()  # turned off; one that is off by itself may still be written
     tail = llm.decode(prompt_ids[-TAIL_TOKENS:])
     is_open = None if continued is None else _is_open(format, continued)
     if is_open is False or (is_open is None and tail.rstrip().endswith(format.think_end)):
         return ReasoningUse()
-    end_id = llm.token_id(format.think_end)
+    starts_inside = is_open or format.starts_inside(tail)
+    start_id = llm.token_id(format.think_start)
+    may_go_without = not (starts_inside or format.is_harmony)
+    # Where the first token does not tell, a grammar that waited might wait for ever.
+    waits = is_enabled and not (may_go_without and start_id is None)
     return ReasoningUse(
         format=name,
-        starts_inside=is_open or format.starts_inside(tail),
-        start_id=llm.token_id(format.think_start),
+        starts_inside=starts_inside,
+        start_id=start_id if waits and may_go_without else None,
+        end_ids=await _ids(llm, format.think_end),
         call_id=None if format.tool_start is None else llm.token_id(format.tool_start),
-        end_ids=await llm.encode(format.think_end, add_special_tokens=False)
-        if end_id is None
-        else (end_id,),
+        answer_ids=await _ids(llm, format.answer_start or format.think_end) if waits else (),
     )
+
+
+async def _ids(llm: TextService, marker: str) -> tuple[int, ...]:
+    token_id = llm.token_id(marker)
+    if token_id is not None:
+        return (token_id,)
+    return await llm.encode(marker, add_special_tokens=False)
 
 
 def _is_open(format: ReasoningFormat, text: str) -> bool | None:

@@ -23,7 +23,7 @@ JSON_TYPES = frozenset(("string", "number", "integer", "object", "array", "boole
 class ToolUse:
     """How the tools of one request are used.
 
-    ``format`` is the model's own way to write calls, or None if calls come as a JSON array.
+    ``format`` is the model's own way to write calls; ``is_array``: they come as a JSON array.
     ``grammar`` is what the whole answer must match, None for an answer that may be a text.
     ``max_calls`` is 1 where calls are not to come in parallel.
     """
@@ -31,6 +31,7 @@ class ToolUse:
     tools: tuple[JsonObject, ...] = ()  # those that the chat template is shown
     is_read: bool = False
     format: str | None = None
+    is_array: bool = False
     grammar: Grammar | None = None
     max_calls: int | None = None
     first_index: int = 0  # calls in the conversation so far
@@ -42,7 +43,7 @@ class ToolUse:
             InvalidRequestError: the two cannot be told apart.
         """
         text = _as_format(grammar)
-        frame = None if self.format is None else tool_format(self.format)
+        frame = None if self.format is None or self.is_array else tool_format(self.format)
         if text is None or frame is None or frame.begin is None:
             raise InvalidRequestError(
                 f"a {grammar.kind} that the output must match cannot be combined with these tools: "
@@ -72,8 +73,8 @@ class ToolUse:
         """What reads one answer's calls; None if there can be none."""
         if not self.is_read:
             return None
-        if self.format is None:
-            return JsonArrayToolParser(self.tools, first_index=self.first_index)
+        if self.format is None or self.is_array:
+            return JsonArrayToolParser(self.tools, format=self.format, first_index=self.first_index)
         return ToolCallParser(self.format, self.tools, first_index=self.first_index)
 
 
@@ -106,14 +107,15 @@ def tool_use(
     is_array = found is not None and found.kind == "json_schema"
     if not is_array and parser is None:
         raise UnsupportedFeatureError(
-            '`tools` with tool_choice "auto" is not supported by this server: it was started '
-            "without --tool-call-parser, so it does not know how the model writes calls. Start "
-            'it with --tool-call-parser auto, or send tool_choice "required" or "none".'
+            '`tools` with tool_choice "auto" is not supported by this server: it does not know how '
+            "the model writes calls. Start it with --tool-call-parser NAME (auto, if the chat "
+            'template tells), or send tool_choice "required" or "none".'
         )
     return ToolUse(
         tools=tuple(tools),
         is_read=True,
-        format=None if is_array else parser,
+        format=parser,
+        is_array=is_array,
         grammar=None if found is None else Grammar(found.kind, found.source),
         max_calls=None if parallel else 1,
         first_index=sum(_num_calls(message) for message in messages),

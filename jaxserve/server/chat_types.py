@@ -32,8 +32,8 @@ class ChatBody(CommonBody):
 
     messages: Items[JsonObject] = Field(
         default_factory=list,
-        description="Roles in any case. Contents are texts or lists of text parts, which are joined "
-        "by a space. `tool_calls` and `reasoning_content` of earlier answers go to the template.",
+        description="Roles in any case. Contents are texts or lists of text parts, joined by a "
+        "space. `tool_calls` and `reasoning_content` of earlier answers go to the template.",
     )
     input_ids: Items[int] = Field(
         default_factory=list, description="A rendered prompt, not messages."

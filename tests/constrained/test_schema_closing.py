@@ -48,7 +48,7 @@ def test_closed(schema: Any, path: tuple[str | int, ...]) -> None:
         ({"allOf": [{"$ref": "#/$defs/a"}, B], "$defs": {"a": A}}, ("$defs", "a")),
         ({"allOf": [{"allOf": [A]}, B]}, ("allOf", 0, "allOf", 0)),
         ({"$ref": "#/$defs/a", "properties": {"b": {}}, "$defs": {"a": A}}, ("$defs", "a")),
-        ({**A, "minProperties": 2}, ()),
+        ({**A, "minProperties": 2, "required": ["a"]}, ()),
     ],
 )
 def test_open(schema: Any, path: tuple[str | int, ...]) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine_harness import EngineHarness, Output, running_engine
-from fake_matcher import ANY, EOS, FakeMatcher
+from fake_matcher import ANY, EOS, FakeMatcher, fill_fake_masks
 
+from jaxserve import constraints
 from jaxserve.batch import MIN_LOGPROB
+from jaxserve.errors import GrammarError
 from jaxserve.request import FinishReason, SamplingParams
 
 PROMPT = tuple(range(10, 50))
@@ -18,6 +20,13 @@ KINDS: tuple[dict[str, object], ...] = (
     {"temperature": 0.9, "repetition_penalty": 1.3, "frequency_penalty": 0.5},
     {"temperature": 0.0, "logit_bias": ((5, 3.0),), "min_new_tokens": 3},
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fake_masks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constraints, "fill_masks", fill_fake_masks)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +215,17 @@ def test_a_grammar_that_breaks_ends_its_request_alone(
     assert outputs[0].finish == FinishReason("stop", matched=EOS)
     assert len(outputs[2].tokens) == 60
     assert harness.engine.stats().num_used_tokens == 0
+
+
+def test_a_grammar_that_breaks_at_once_ends_its_request_alone(harness: EngineHarness) -> None:
+    class Broken(FakeMatcher):
+        def forced_tokens(self) -> tuple[int, ...]:
+            raise GrammarError("the grammar is too complex")
+
+    outputs = harness.run([PROMPT] * 2, params(), constraints=[Broken([ANY]), None])
+    finish = FinishReason("abort", message="the grammar is too complex", status_code=400)
+    assert (outputs[0].finish, outputs[0].tokens) == (finish, [])
+    assert len(outputs[1].tokens) == 60
 
 
 def test_a_refused_token_ends_its_request_alone(harness: EngineHarness) -> None:

@@ -8,13 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine_harness import EngineHarness, Output, running_engine
-from fake_matcher import ANY, FakeMatcher
+from fake_matcher import ANY, FakeMatcher, fill_fake_masks
 
+from jaxserve import constraints
 from jaxserve.errors import EngineDeadError, InvalidRequestError
 from jaxserve.request import FinishReason, PauseMode, Request, SamplingParams, TokenOutput
 
 PROMPT = tuple(range(10, 50))
 PROMPTS = [[*PROMPT[: 30 + 3 * index], 60 + index] for index in range(4)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fake_masks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constraints, "fill_masks", fill_fake_masks)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from engine_harness import EngineHarness, Output, running_engine
 from make_tiny_checkpoint import make_tiny
+from step_harness import make_runner
 from transformers import AutoModelForCausalLM
 
 from jaxserve.request import SamplingParams, TokenLogprob
@@ -147,3 +148,15 @@ def test_on_two_devices(checkpoint: Path, compilation_cache_dir: str, oracle: Or
     with running_engine(checkpoint, compilation_cache_dir, tp_size=2) as engine:
         check_all(engine.run(PROMPTS, wanting(0)), PROMPTS, oracle)
         assert engine.engine.num_recompiles == 0
+
+
+def test_logits_of_a_block_are_held_and_never_of_a_step(tiny_checkpoint: Path) -> None:
+    """Temporaries are those of a block, however many tokens the step has."""
+    runner = make_runner(tiny_checkpoint, num_pages=64)
+    vocab_size = runner._state.slots.token_info.shape[1]
+    for size, program in runner._scorer._score.items():
+        assert program.memory_analysis().temp_size_in_bytes < 3 * 4 * size * (vocab_size + 64)
+    for take in runner._scorer._take.values():
+        assert take.memory_analysis().temp_size_in_bytes == 0
+        assert str(vocab_size) not in take.as_text()
+    runner.close()

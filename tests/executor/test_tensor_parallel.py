@@ -18,8 +18,8 @@ from step_harness import (
     program_of,
 )
 
-from jaxserve.batch import Bucket, StepInputs, StepResult
-from jaxserve.executor import ModelRunner
+from jaxserve.batch import Bucket, SlotInit, StepInputs, StepResult, TokenMasks
+from jaxserve.executor import ModelRunner, slots
 
 NUM_PAGES = 4096
 PAGE_SIZE = 16
@@ -167,3 +167,24 @@ def test_no_device_holds_more_than_its_shards(runners: Runners) -> None:
     assert shard_of(pool).shape[1] == runner._model.plan.num_kv_heads
     used = {shard.device for leaf in runner._leaves for shard in leaf.addressable_shards}
     assert used == set(jax.devices()[:tp_size])
+
+
+def test_masks_and_named_logprobs_are_the_same_on_every_device(runners: Runners) -> None:
+    vocab_size = runners.alone._state.slots.token_info.shape[1]
+    bits = np.zeros((1, slots.num_mask_words(vocab_size)), np.uint32)
+    bits[0, 3] = 1 << 5
+    masks = TokenMasks(np.array([1], np.int32), bits)
+    init = SlotInit(1, (3,), (), (), (), logprob_ids=(101, 7))
+    inputs = step_inputs(EXTEND, list(PROMPT_LENS), list(PROMPT_LENS))
+    inputs = replace(inputs, slot_inits=(init,))
+    ours, wanted = (
+        runner.launch(inputs, masks).fetch() for runner in (runners.divided, runners.alone)
+    )
+    assert ours.token_ids[1] == wanted.token_ids[1] == 101
+    assert ours.id_logprobs is not None and wanted.id_logprobs is not None
+    np.testing.assert_allclose(ours.id_logprobs[0, :2], wanted.id_logprobs[0, :2], atol=2e-5)
+    assert np.all(wanted.id_logprobs[0, :2] < 0)
+    tables = runners.divided._state.slots
+    for table in jax.tree.leaves(tables):
+        copies = [np.asarray(shard.data) for shard in table.addressable_shards]
+        assert all(np.array_equal(copy, copies[0]) for copy in copies)

@@ -31,6 +31,8 @@ def llm(tiny_checkpoint: Path, compilation_cache_dir: str) -> Iterator[LLM]:
         context_length=256,
         chunked_prefill_size=32,
         max_running_requests=8,
+        random_seed=0,
+        constrained_json_disable_any_whitespace=True,  # a random model likes to write it
         compilation_cache_dir=compilation_cache_dir,
     ) as llm:
         yield llm

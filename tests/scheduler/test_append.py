@@ -86,6 +86,17 @@ def test_those_left_out_decode_next():
     assert turn(scheduler) == ("extend", {"c": 2, "a": 1})
 
 
+def test_a_row_is_left_for_those_that_wait():
+    scheduler = make_scheduler(prefill_max_requests=2)
+    add(scheduler, "a", "b")
+    turn(scheduler)
+    for rid in "ab":
+        scheduler.append(rid, (30,))
+    add(scheduler, "c")
+    assert turn(scheduler) == ("extend", {"a": 2, "c": 5})
+    assert turn(scheduler) == ("extend", {"b": 2, "a": 1})
+
+
 def test_a_row_whose_token_is_not_known_takes_no_part():
     scheduler = make_scheduler()
     add(scheduler, "a", "b")

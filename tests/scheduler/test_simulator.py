@@ -23,6 +23,8 @@ def test_the_traffic_had_some_of_everything(report):
     assert report.num_aborts > 20
     assert report.num_stops > 100
     assert report.num_cached_tokens > 10_000
+    assert report.num_appended > 500
+    assert report.num_pauses > 50
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "lpm", "priority"])

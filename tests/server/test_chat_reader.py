@@ -32,6 +32,7 @@ tool_uses = st.builds(
     tools=st.just(TOOLS),
     is_read=st.booleans(),
     format=st.sampled_from([None, "qwen25"]),
+    is_array=st.booleans(),
     max_calls=st.sampled_from([None, 1]),
 )
 

@@ -196,6 +196,55 @@ class TestAlwaysThinking:
         assert starts(llm) == ((10,), None)  # what encode makes of "</think>"
 
 
+class TestThinkingOnRequest:
+    """A format that is off unless it is asked for."""
+
+    @pytest.fixture
+    def llm(self) -> FakeLLM:
+        llm = FakeLLM(reasoning_parser="mistral")
+        llm.words = said("[THINK]", "hm", "[/THINK]", "42")
+        llm.special_tokens = {"[THINK]": 0, "[/THINK]": 2}
+        return llm
+
+    async def test_what_is_written_all_the_same_is_read(
+        self, client: TestClient, llm: FakeLLM
+    ) -> None:
+        choice = await chat(client, regex="[0-9]+")
+        assert choice["message"]["reasoning_content"] == "hm"
+        assert starts(llm) == ((), None)
+        assert not llm.submitted[-1].params.skip_special_tokens
+
+    async def test_asked_for(self, client: TestClient, llm: FakeLLM) -> None:
+        await chat(client, regex="[0-9]+", reasoning_effort="high")
+        assert starts(llm) == ((2,), 0)
+        choice = await chat(client, reasoning_effort="none")
+        assert choice["message"]["reasoning_content"] is None
+
+
+class TestHarmony:
+    """gpt-oss: an answer is a row of messages, of which the final one is the text."""
+
+    @pytest.fixture
+    def llm(self) -> FakeLLM:
+        llm = FakeLLM(reasoning_parser="gpt-oss", tool_call_parser="gpt-oss")
+        llm.words = said("<|channel|>analysis<|message|>", "hm", "<|end|>", "<|start|>assistant",
+                         "<|channel|>final<|message|>", "42")  # fmt: skip
+        llm.special_tokens = {"<|end|>": 2}
+        return llm
+
+    async def test_a_grammar_waits_for_the_final_message(
+        self, client: TestClient, llm: FakeLLM
+    ) -> None:
+        choice = await chat(client, regex="[0-9]+")
+        assert choice["message"]["reasoning_content"] == "hm"
+        assert choice["message"]["content"] == "42"
+        assert choice["usage"]["reasoning_tokens"] == 3
+        assert starts(llm) == ((10,), None)  # what encode makes of answer_start
+        *deltas, finish = await chat_deltas(client)
+        assert "".join(delta.get("reasoning_content") or "" for delta in deltas) == "hm"
+        assert "".join(delta.get("content", "") for delta in deltas) == "42"
+
+
 async def test_reasoning_then_calls(client: TestClient, llm: FakeLLM) -> None:
 
     llm.words = said("<think>", "look", "</think>", '[{"name": "f", "parameters": {}}]')

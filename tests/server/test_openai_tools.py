@@ -228,6 +228,24 @@ async def test_schemas_that_are_none(client: TestClient, parameters: dict, probl
     assert answer["message"] == f"Tool 0 function has invalid 'parameters' schema: {problem}"
 
 
+class TestIdsOfKimi:
+    """Kimi K2 was trained on ids that count the calls of the conversation."""
+
+    @pytest.fixture
+    def llm(self) -> FakeLLM:
+        llm = FakeLLM(tool_call_parser="kimi_k2")
+        llm.words = said(*ARRAY)
+        return llm
+
+    async def test_they_go_on_counting(self, client: TestClient) -> None:
+        made = {"type": "function", "id": "x", "function": {"name": "time", "arguments": "{}"}}
+        history = [*CHAT["messages"], {"role": "assistant", "tool_calls": [made, made]},
+                   {"role": "tool", "content": "12:00"}]  # fmt: skip
+        choice = await chat(client, messages=history, tools=[WEATHER, TIME], tool_choice="required")
+        ids = [call["id"] for call in choice["message"]["tool_calls"]]
+        assert ids == ["functions.weather:2", "functions.time:3"]
+
+
 class TestWithoutParser:
     """A server that was started without --tool-call-parser."""
 
@@ -238,9 +256,9 @@ class TestWithoutParser:
     async def test_auto_is_refused(self, client: TestClient) -> None:
         answer = await post(client, "chat/completions", CHAT | {"tools": [WEATHER]}, 400)
         assert answer["message"] == (
-            '`tools` with tool_choice "auto" is not supported by this server: it was started '
-            "without --tool-call-parser, so it does not know how the model writes calls. Start it "
-            'with --tool-call-parser auto, or send tool_choice "required" or "none".'
+            '`tools` with tool_choice "auto" is not supported by this server: it does not know how '
+            "the model writes calls. Start it with --tool-call-parser NAME (auto, if the chat "
+            'template tells), or send tool_choice "required" or "none".'
         )
 
     async def test_forced_calls_work(self, client: TestClient, llm: FakeLLM) -> None:
