@@ -11,6 +11,9 @@ from llguidance import LLExecutor, LLTokenizer, TokenizerWrapper
 
 BITS_PER_WORD = 32
 MAX_MASK_THREADS = 8
+# Tokens that a mask takes in all at once where a grammar allows every one of them.  llguidance's
+# own are for strings of JSON; these halve the time of a mask inside words.
+WORD_SLICES = (" [a-z]{1,12}", "[a-z]{1,8}")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class Vocabulary:
     def tokenizer(self) -> LLTokenizer:
         """llguidance's form of this table.  Takes about 0.1 s for 50,000 tokens."""
         return LLTokenizer(
-            cast(TokenizerWrapper, _TokenTable(self)), eos_token=list(self.eos_token_ids)
+            cast(TokenizerWrapper, _TokenTable(self)),
+            eos_token=list(self.eos_token_ids),
+            slices=[*WORD_SLICES, *LLTokenizer.general_slices()],
         )
 
     @cached_property
