@@ -71,7 +71,7 @@ class EngineConfig:
     grammar_backend: str = "llguidance"
     constrained_json_whitespace_pattern: str | None = None  # a regex; None = at most 64 characters
     constrained_json_disable_any_whitespace: bool = False
-    grammar_timeout_s: float = 60.0  # how long a request waits for its grammar to be compiled
+    grammar_timeout_s: float = 20.0  # how long a request waits for its grammar to be compiled
     allow_auto_truncate: bool = False  # cut a prompt or an output that does not fit
     bucket_time_to_first_token: tuple[float, ...] | None = None  # upper bounds, in seconds
     bucket_inter_token_latency: tuple[float, ...] | None = None

@@ -176,7 +176,11 @@ class GrammarCompiler:
 
     def _compiled(self, guard: Guard, grammar: Grammar, start_s: float) -> _Built:
         text = guard.translate(grammar)
-        matcher = compile_matcher(self._vocabulary.tokenizer, text)
+        has_json = grammar.kind in ("json_schema", "structural_tag") or "%json" in grammar.source
+        vocabulary = self._vocabulary
+        matcher = compile_matcher(
+            vocabulary.tokenizer if has_json else vocabulary.text_tokenizer, text
+        )
         if matcher.is_error():  # the helper had no error: forced text is cut differently there
             return f"invalid {grammar.kind}: {matcher.get_error()}"
         elapsed_s = time.perf_counter() - start_s

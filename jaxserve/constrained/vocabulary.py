@@ -11,8 +11,8 @@ from llguidance import LLExecutor, LLTokenizer, TokenizerWrapper
 
 BITS_PER_WORD = 32
 MAX_MASK_THREADS = 8
-# Tokens that a mask takes in all at once where a grammar allows every one of them.  llguidance's
-# own are for strings of JSON; these halve the time of a mask inside words.
+# Tokens that a mask takes in all at once where a grammar allows every one of them: these halve the
+# time of a mask inside words, llguidance's own that of one inside a string of JSON.
 WORD_SLICES = (" [a-z]{1,12}", "[a-z]{1,8}")
 
 
@@ -54,6 +54,11 @@ class Vocabulary:
             eos_token=list(self.eos_token_ids),
             slices=[*WORD_SLICES, *LLTokenizer.general_slices()],
         )
+
+    @cached_property
+    def text_tokenizer(self) -> LLTokenizer:
+        """The same, with quicker masks for grammars without JSON's strings."""
+        return self.tokenizer.with_slices(list(WORD_SLICES))
 
     @cached_property
     def executor(self) -> LLExecutor | None:
