@@ -112,7 +112,7 @@ def test_abort_by_prefix_at_any_moment(server: LiveServer) -> None:
             answers = [pool.submit(ask, f"mine-{turn}-{i}") for i in range(20)]
             kept = pool.submit(ask, f"other-{turn}")
             if turn % 2:
-                server.wait_until(lambda state: state["num_running_reqs"] > 1)
+                server.wait_until(lambda state: state["num_running_reqs"] > 0)
             while not all(answer.done() for answer in answers):
                 assert server.post("/abort_request", {"rid": "mine-"}).content == b""
             for answer in answers:

@@ -7,8 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from e2e.live_server import SMALL, LiveServer, launched
-from fuzz.fuzzer import fuzz
+from e2e.live_server import LiveServer, launched
+from fuzz.fuzzer import FLAGS, fuzz
 from make_tiny_checkpoint import make_tiny_llama
 
 CONFIG = Path(__file__).parent / "schemathesis.toml"
@@ -24,7 +24,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = make_tiny_llama(Path(folder) / "llama", tokenizer="bytes")
         log_path = Path(folder) / "log"
-        with launched(log_path, f"--model-path {checkpoint} {SMALL}") as server:
+        with launched(log_path, f"--model-path {checkpoint} {FLAGS}") as server:
             statuses = [_fuzz(server, asked.requests, asked.seed)]
             if asked.schemathesis:
                 statuses.append(_schemathesis(server, asked.schemathesis, asked.examples))

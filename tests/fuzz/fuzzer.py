@@ -13,8 +13,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import aiohttp
+from e2e.live_server import SMALL
 from fuzz.bodies import SEEDS, FuzzRequest, make_request
 
+# of the server: everything that can be on, and small enough to fill
+FLAGS = f"{SMALL} --reasoning-parser qwen3 --tool-call-parser hermes --enable-response-store"
 TIMEOUT_S = 60.0
 CONCURRENCY = 24
 # 501: a capability that is not built; 503: the queue is full, or the request timed out in it

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from e2e.live_server import SMALL, LiveServer, launched
+from e2e.live_server import LiveServer, launched
 from fuzz.bodies import SEEDS, make_request
-from fuzz.fuzzer import fuzz
+from fuzz.fuzzer import FLAGS, fuzz
 
 NUM_REQUESTS = 1500
 
@@ -15,7 +15,7 @@ NUM_REQUESTS = 1500
 @pytest.fixture(scope="module")
 def server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     log_path = tmp_path_factory.mktemp("fuzzed-server") / "log"
-    with launched(log_path, f"--model-path {tiny_checkpoint} {SMALL}") as running:
+    with launched(log_path, f"--model-path {tiny_checkpoint} {FLAGS}") as running:
         yield running
 
 
