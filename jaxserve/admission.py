@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from jaxserve.errors import ContextLengthError, InvalidRequestError
 from jaxserve.model_parts import ModelInfo
-from jaxserve.request import SamplingParams
+from jaxserve.request import SamplingParams, check_in_vocabulary
 
 MAX_ABS_LOGIT_BIAS = 3.0e38  # what a float32 holds
 
@@ -27,12 +27,7 @@ def checked_ids(prompt: Sequence[int], vocab_size: int) -> tuple[int, ...]:
         ) from None
     if not prompt_ids:
         raise InvalidRequestError("input_ids cannot be empty.")
-    for token_id in (min(prompt_ids), max(prompt_ids)):
-        if not 0 <= token_id < vocab_size:
-            raise InvalidRequestError(
-                f"input_ids contains out-of-vocabulary token id {token_id}; "
-                f"valid range is [0, {vocab_size})."
-            )
+    check_in_vocabulary(prompt_ids, vocab_size)
     return prompt_ids
 
 

@@ -171,6 +171,20 @@ PauseMode = Literal["abort", "retract", "in_place"]
 PAUSE_MODES: tuple[PauseMode, ...] = ("abort", "retract", "in_place")
 
 
+def check_in_vocabulary(input_ids: tuple[int, ...], vocab_size: int) -> None:
+    """Refuse token ids that the model does not have; ``input_ids`` is not empty.
+
+    Raises:
+        InvalidRequestError: names the id and the valid range.
+    """
+    for token_id in (min(input_ids), max(input_ids)):
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequestError(
+                f"input_ids contains out-of-vocabulary token id {token_id}; "
+                f"valid range is [0, {vocab_size})."
+            )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One sequence to generate.  ``sampling`` has no ``None`` seed or ``max_new_tokens`` left."""

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from jaxserve.request import SamplingParams
+from jaxserve.request import SamplingParams, check_in_vocabulary
 from jaxserve.server.chat_delta import ChatAnswer, Delta
 from jaxserve.server.chat_messages import template_messages
 from jaxserve.server.chat_reader import ChoiceReader
@@ -157,6 +157,8 @@ async def _render(state: ServerState, body: ChatBody) -> _Prompt:
         wants_reasoning=body.wants_reasoning,
         own=body.chat_template_kwargs,
     )
+    if body.input_ids:  # here already: their end is decoded, to see how the answer begins
+        check_in_vocabulary(tuple(body.input_ids), state.llm.info.vocab_size)
     ids = tuple(body.input_ids) or await state.llm.render_chat(
         template_messages(body.messages),
         tools=list(tools.tools) or None,

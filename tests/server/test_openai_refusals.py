@@ -50,6 +50,11 @@ REFUSED = [
     ),
     (
         "chat/completions",
+        {"input_ids": [2**53, 1]},
+        f"input_ids contains out-of-vocabulary token id {2**53}; valid range is [0, 1000).",
+    ),
+    (
+        "chat/completions",
         CHAT | {"top_logprobs": 2},
         "top_logprobs=2 needs logprobs=true; send both or neither.",
     ),
