@@ -4,7 +4,7 @@ The checkpoint is written by transformers itself, so that names, layouts and con
 ones that real checkpoints have.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from model_harness import LoadedModel, load, prompt_logits, whole_prompt
+from transformers import AutoModelForCausalLM
 
 from jaxserve.models.rope import rotation
 
+Oracle = Callable[[Sequence[int]], np.ndarray]
 NUM_TOKENS = 75  # crosses a query tile of 64 and several pages
 BASE: Mapping[str, object] = {
     "vocab_size": 199,
@@ -50,6 +52,18 @@ def make_pair(folder: Path, theirs: Any, context_len: int | None = None) -> Pair
                 parameter.normal_(0.0, 0.08)
     theirs.eval().save_pretrained(folder)
     return Pair(theirs, load(folder, context_len))
+
+
+def transformers_logprobs(folder: Path) -> Oracle:
+    """The log-softmax f64[T, V] after each token, by transformers' f32 model of a checkpoint."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def logprobs(tokens: Sequence[int]) -> np.ndarray:
+        with torch.no_grad():
+            logits = model(torch.tensor([list(tokens)])).logits[0]
+        return torch.log_softmax(logits.double(), dim=-1).numpy()
+
+    return logprobs
 
 
 def token_ids(vocab_size: int) -> list[int]:

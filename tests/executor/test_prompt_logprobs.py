@@ -1,16 +1,15 @@
 """Logprobs of prompts against transformers: in chunks, behind cached prefixes, in company, on two
 devices; and of named tokens."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from engine_harness import EngineHarness, Output, running_engine
 from make_tiny_checkpoint import make_tiny
+from parity_harness import Oracle, transformers_logprobs
 from step_harness import make_runner
-from transformers import AutoModelForCausalLM
 
 from jaxserve.request import SamplingParams, TokenLogprob
 
@@ -20,8 +19,6 @@ RNG = np.random.default_rng(11)
 # one token; a page and a bit; more than a chunk; more than a block beside what is not wanted
 PROMPTS = [RNG.integers(3, 250, length).tolist() for length in (1, 2, 17, 90, 200)]
 
-Oracle = Callable[[Sequence[int]], np.ndarray]
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -30,15 +27,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def oracle(checkpoint: Path) -> Oracle:
-    """Log-softmax f32[T, V] after each token, by transformers."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-
-    def score(tokens: Sequence[int]) -> np.ndarray:
-        with torch.no_grad():
-            logits = model(torch.tensor([list(tokens)])).logits[0]
-        return torch.log_softmax(logits, dim=-1).numpy()
-
-    return score
+    return transformers_logprobs(checkpoint)
 
 
 @pytest.fixture(scope="module")

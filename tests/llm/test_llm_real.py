@@ -1,14 +1,12 @@
 """A tiny model that really runs, asked through ``LLM``: what came back is what the model says."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from transformers import LlamaForCausalLM
+from parity_harness import Oracle, transformers_logprobs
 
 from jaxserve import LLM
 from jaxserve.request import SamplingParams, SessionParams
@@ -39,16 +37,8 @@ def llm(tiny_checkpoint: Path, compilation_cache_dir: str) -> Iterator[LLM]:
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_checkpoint: Path) -> Any:
-    """log_softmax over the vocabulary at every position, by transformers."""
-    model = LlamaForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32).eval()
-
-    def logprobs(token_ids: Sequence[int]) -> np.ndarray:
-        with torch.no_grad():
-            logits = model(torch.tensor([list(token_ids)])).logits[0]
-        return torch.log_softmax(logits.double(), dim=-1).numpy()
-
-    return logprobs
+def expected(tiny_checkpoint: Path) -> Oracle:
+    return transformers_logprobs(tiny_checkpoint)
 
 
 def chosen(meta: dict[str, Any], kind: str = "input") -> list[float | None]:
@@ -56,7 +46,9 @@ def chosen(meta: dict[str, Any], kind: str = "input") -> list[float | None]:
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 43])
-def test_prompt_logprobs_are_those_of_a_forward_pass(llm: LLM, expected: Any, start: int) -> None:
+def test_prompt_logprobs_are_those_of_a_forward_pass(
+    llm: LLM, expected: Oracle, start: int
+) -> None:
     body = llm.generate(
         PROMPT, {"max_new_tokens": 3, "temperature": 0}, return_logprob=True,
         logprob_start_len=start, top_logprobs_num=3, token_ids_logprob=[7, 9],
