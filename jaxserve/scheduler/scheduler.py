@@ -11,7 +11,13 @@ from jaxserve.scheduler.buckets import Buckets
 from jaxserve.scheduler.catch_up import catch_up_chunks, num_missing_pages
 from jaxserve.scheduler.checks import check_containers
 from jaxserve.scheduler.kv_manager import KVManager
-from jaxserve.scheduler.outputs import DISPLACED, abort_reason, ending, make_output
+from jaxserve.scheduler.outputs import (
+    DISPLACED,
+    abort_reason,
+    continue_with,
+    ending,
+    make_output,
+)
 from jaxserve.scheduler.plan import (
     BatchPlan,
     Chunk,
@@ -143,26 +149,23 @@ class Scheduler:
         """Continue a sequence with tokens that were not sampled; the next steps compute them.
 
         A stop token or ``max_new_tokens`` ends it, as if they were sampled; the rest is dropped.
+        Its step in flight, if there is one, must not sample for it any more: process the plan
+        ``without`` its row.
 
         Args:
             logprobs: one for each token, or none at all.
             finish: how the sequence ends after them; ``None``: it goes on.
 
         Raises:
-            ValueError: the rid is not alive, or a step of it is in flight: these tokens would
-                have to come after its own.
+            ValueError: the rid is not alive, or more than one step of it is in flight: these
+                tokens would have to come after theirs.
         """
         seq = self._alive.get(rid)
-        if seq is None or seq.num_inflight or seq.is_half_prefilled:
-            state = "is not alive" if seq is None else "has a step in flight"
+        if seq is None or seq.num_inflight > 1 or seq.is_half_prefilled:
+            state = "is not alive" if seq is None else "has steps in flight"
             raise ValueError(f"rid {rid!r} {state}; append only to a sequence that stands still")
-        count, reason = 0, None
-        for token_id in token_ids[: seq.max_new_tokens - seq.num_output]:
-            seq.tokens.append(token_id)
-            count += 1
-            reason = ending(seq, token_id)
-            if reason is not None:
-                break
+        seq.num_inflight = 0
+        count, reason = continue_with(seq, token_ids)
         if finish is not None and count == len(token_ids):
             reason = finish
         if reason is not None:
@@ -259,8 +262,8 @@ class Scheduler:
     def _plan_catch_up(self, rows: list[Sequence]) -> BatchPlan | None:
         """An EXTEND step for the tokens of running sequences that the device does not have.
 
-        It stands for a DECODE step: ``rows``, which are not behind, take part with one token each
-        if it is known.  Those left out, for want of room or of the token, decode next.
+        It stands for a DECODE step: ``rows``, which are not behind, take part with one token
+        each.  Those left out for want of room decode next.
         """
         config = self._config
         max_rows = max(1, config.prefill_max_requests - bool(self._waiting))  # one to admit
@@ -320,8 +323,8 @@ class Scheduler:
         """Move a running sequence on past tokens that are about to be launched."""
         seq = chunk.seq
         seq.num_computed += chunk.num_tokens
-        if not seq.num_uncomputed:
-            seq.num_inflight = 1
+        if seq.num_uncomputed <= 0:
+            seq.num_inflight += 1
             self._behind.pop(seq.rid, None)
 
     def _advance(self, chunk: Chunk) -> None:
