@@ -1,6 +1,7 @@
 """The streams that are open: started together, found by their rids."""
 
 import itertools
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -103,6 +104,7 @@ class OpenStreams:
         self._open[rid] = stream
         if is_counted:
             self._metrics.request_started(len(request.prompt_ids), has_grammar=matcher is not None)
+            self._metrics.stage("request_process", time.perf_counter() - request.arrival_s)
         return stream
 
     def _forget(self, rid: str) -> None:
