@@ -1,7 +1,6 @@
 """Following one sequence: masks, forced tokens, the end, reasoning before the grammar."""
 
 import asyncio
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,13 +21,6 @@ from jaxserve.request import Grammar
 
 CALL = 3
 THINK_END = (10, 11)
-
-
-@pytest.fixture(scope="module")
-def compiler() -> Iterator[GrammarCompiler]:
-    compiler = GrammarCompiler(byte_level(), num_threads=1)
-    yield compiler
-    compiler.close()
 
 
 def compiled(compiler: GrammarCompiler, kind: str, source: str) -> CompiledGrammar:
