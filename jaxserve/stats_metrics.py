@@ -162,8 +162,12 @@ def _labelled_counters(stats: EngineStats) -> dict[str, tuple[str, dict[str, flo
         ),
         "sglang:scheduler_stage_seconds": (
             "category",
-            {"schedule": stats.schedule_s_total, "process": stats.process_s_total},
-            "Time of the engine thread",
+            {
+                "get_next_batch_to_run": stats.schedule_s_total,
+                "process_batch_result": stats.process_s_total,
+                "idle": stats.idle_s_total,
+            },
+            "Time of the engine thread: planning, taking in results, without work",
         ),
         "sglang:process_cpu_seconds": (
             "component",

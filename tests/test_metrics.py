@@ -88,6 +88,7 @@ def test_gauges_show_the_last_step(metrics: Metrics) -> None:
     assert value(metrics, "sglang:realtime_tokens_total", mode="decode") == 50
     seconds = "sglang:forward_execution_seconds_total"
     assert value(metrics, seconds, category="extend") == 2.5
+    assert value(metrics, "sglang:scheduler_stage_seconds_total", category="idle") == 9.5
     padding = "jaxserve:bucket_padding_slots_total"
     assert value(metrics, padding, mode="extend") == 28
     assert value(metrics, padding, mode="decode") == 14
