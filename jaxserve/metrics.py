@@ -100,11 +100,15 @@ class Metrics:
         self._http_series: dict[tuple[str, ...], Counter] = {}
 
     def _add_request_counters(self) -> None:
-        self._requests = self._counter("sglang:num_requests", "Requests finished")
+        self._requests = self._by_streaming("sglang:num_requests", "Requests finished")
         self._constrained = self._counter("sglang:num_so_requests", "Requests with a grammar")
         self._aborted = self._counter("sglang:num_aborted_requests", "Requests aborted")
-        self._prompt_tokens = self._counter("sglang:prompt_tokens", "Prompt tokens received")
-        self._output_tokens = self._counter("sglang:generation_tokens", "Tokens generated")
+        self._prompt_tokens = self._by_streaming(
+            "sglang:prompt_tokens", "Prompt tokens of requests that have ended"
+        )
+        self._output_tokens = self._by_streaming(
+            "sglang:generation_tokens", "Tokens of requests that have ended"
+        )
         self._cached_tokens = Counter(
             "sglang:cached_tokens", "Prompt tokens found in the prefix cache",
             (*self._labels, "cache_source"), registry=self.registry,
@@ -123,11 +127,13 @@ class Metrics:
         self._itl = self._histogram(
             "inter_token_latency_seconds", "Gap between tokens", bounds.inter_token_s
         ).series[""]
-        self._tpot = self._histogram(
+        tpot = self._histogram(
             "request_time_per_output_token_seconds",
             "Mean gap between the tokens of a request",
             bounds.inter_token_s,
-        ).series[""]
+            by_streaming,
+        )
+        self._tpot = tuple(tpot.series[value] for value in STREAMING)
         self._queue = self._histogram(
             "queue_time_seconds", "Arrival to first step", bounds.queue_s
         ).series[""]
@@ -167,9 +173,9 @@ class Metrics:
 
     # --- requests (LLM) ---
 
-    def request_started(self, prompt_tokens: int, *, has_grammar: bool = False) -> None:
-        """A sequence was accepted."""
-        self._prompt_tokens.inc(prompt_tokens)
+    def request_started(self, seconds: float, *, has_grammar: bool = False) -> None:
+        """A sequence was queued so long after its arrival."""
+        self.stage("request_process", seconds)
         if has_grammar:
             self._constrained.inc()
 
@@ -204,20 +210,24 @@ class Metrics:
         Args:
             decode_s: from its first token to its last.
         """
-        self._requests.inc()
+        self._requests[is_streaming].inc()
         self._e2e[is_streaming].observe(e2e_s)
-        self._output_tokens.inc(completion_tokens)
+        self._prompt_tokens[is_streaming].inc(prompt_tokens)
+        self._output_tokens[is_streaming].inc(completion_tokens)
         self._cached_tokens.inc(cached_tokens)
         self._prompt_lens.observe(prompt_tokens)
         self._uncached_lens.observe(prompt_tokens - cached_tokens)
         self._output_lens.observe(completion_tokens)
         if decode_s is not None and completion_tokens > 1:
-            self._tpot.observe(decode_s / (completion_tokens - 1))
+            self._tpot[is_streaming].observe(decode_s / (completion_tokens - 1))
 
-    def request_aborted(self, *, completion_tokens: int = 0) -> None:
+    def request_aborted(
+        self, *, completion_tokens: int = 0, prompt_tokens: int = 0, is_streaming: bool = False
+    ) -> None:
         """A sequence was ended from outside: abort, disconnect or an engine error."""
         self._aborted.inc()
-        self._output_tokens.inc(completion_tokens)
+        self._prompt_tokens[is_streaming].inc(prompt_tokens)
+        self._output_tokens[is_streaming].inc(completion_tokens)
 
     def grammar_compiled(self, seconds: float) -> None:
         """A grammar that was not cached was compiled."""
@@ -276,6 +286,11 @@ class Metrics:
         return Counter(name, text, tuple(self._labels), registry=self.registry).labels(
             **self._labels
         )
+
+    def _by_streaming(self, name: str, text: str) -> tuple[Counter, ...]:
+        """The child of whole answers and that of streams."""
+        counter = Counter(name, text, (*self._labels, "is_streaming"), registry=self.registry)
+        return tuple(counter.labels(**self._labels, is_streaming=value) for value in STREAMING)
 
     def _http(self, name: str, text: str, *labels: str) -> Counter:
         names = (*self._model, *labels)

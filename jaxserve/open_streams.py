@@ -103,8 +103,9 @@ class OpenStreams:
         self._engine.submit(request, stream.deliver, matcher)
         self._open[rid] = stream
         if is_counted:
-            self._metrics.request_started(len(request.prompt_ids), has_grammar=matcher is not None)
-            self._metrics.stage("request_process", time.perf_counter() - request.arrival_s)
+            self._metrics.request_started(
+                time.perf_counter() - request.arrival_s, has_grammar=matcher is not None
+            )
         return stream
 
     def _forget(self, rid: str) -> None:

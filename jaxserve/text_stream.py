@@ -198,7 +198,11 @@ class TextStream:
 
     def _report(self, metrics: Metrics, finish: FinishReason) -> None:
         if finish.type == "abort":
-            metrics.request_aborted(completion_tokens=self._num_tokens)
+            metrics.request_aborted(
+                completion_tokens=self._num_tokens,
+                prompt_tokens=len(self.request.prompt_ids),
+                is_streaming=self._is_streaming,
+            )
             return
         decode_s = None
         if self._first_token_s is not None and self._last_token_s is not None:

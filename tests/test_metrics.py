@@ -8,7 +8,7 @@ import pytest
 from sglang_metrics import KINDS, emitted
 
 from jaxserve.histogram import Series
-from jaxserve.metrics import RANK_LABELS, STAGES, EngineStats, MetricBuckets, Metrics
+from jaxserve.metrics import RANK_LABELS, STAGES, STREAMING, EngineStats, MetricBuckets, Metrics
 from jaxserve.stats_metrics import ALWAYS_ZERO, NOT_EMITTED
 
 # SGLang 0.5 has them under other names or not at all; its older dashboards read the first.
@@ -31,7 +31,7 @@ def value(metrics: Metrics, name: str, ranks: bool = True, **labels: str) -> flo
 
 
 def test_a_request_is_counted(metrics: Metrics) -> None:
-    metrics.request_started(7, has_grammar=True)
+    metrics.request_started(0.0015, has_grammar=True)
     metrics.queued(0.02)
     metrics.first_token(0.3)
     metrics.first_token(0.3, is_streaming=True)
@@ -39,13 +39,12 @@ def test_a_request_is_counted(metrics: Metrics) -> None:
     metrics.request_finished(
         e2e_s=1.5, prompt_tokens=7, completion_tokens=2, cached_tokens=4, decode_s=0.07
     )
-    metrics.request_started(3)
-    metrics.request_aborted(completion_tokens=1)
+    metrics.request_started(0.02)
+    metrics.request_aborted(completion_tokens=1, prompt_tokens=3, is_streaming=True)
     metrics.grammar_compiled(0.4)
     expected = {
-        "prompt_tokens_total": 10, "generation_tokens_total": 3, "num_requests_total": 1,
         "num_so_requests_total": 1, "num_aborted_requests_total": 1,
-        "queue_time_seconds_sum": 0.02, "request_time_per_output_token_seconds_sum": 0.07,
+        "queue_time_seconds_sum": 0.02,
         "prompt_tokens_histogram_sum": 7, "uncached_prompt_tokens_histogram_sum": 3,
         "generation_tokens_histogram_sum": 2, "grammar_compilation_time_seconds_count": 1,
     }  # fmt: skip
@@ -53,14 +52,21 @@ def test_a_request_is_counted(metrics: Metrics) -> None:
         assert value(metrics, f"sglang:{name}") == number
     assert value(metrics, "sglang:cached_tokens_total", cache_source="device") == 4
     ttft = "sglang:time_to_first_token_seconds_bucket"
-    for streaming in ("false", "true"):
+    for streaming in STREAMING:
         assert value(metrics, ttft, le="0.2", is_streaming=streaming) == 0
         assert value(metrics, ttft, le="0.4", is_streaming=streaming) == 1
         assert value(metrics, ttft, le="+Inf", is_streaming=streaming) == 1
     assert value(metrics, "sglang:inter_token_latency_seconds_bucket", le="0.004") == 1
-    e2e = "sglang:e2e_request_latency_seconds_sum"
-    assert value(metrics, e2e, is_streaming="false") == 1.5
-    assert value(metrics, e2e, is_streaming="true") == 0
+    by_streaming = {  # of whole answers, of streams
+        "prompt_tokens_total": (7, 3), "generation_tokens_total": (2, 1),
+        "num_requests_total": (1, 0), "e2e_request_latency_seconds_sum": (1.5, 0),
+        "request_time_per_output_token_seconds_sum": (0.07, 0),
+    }  # fmt: skip
+    for name, numbers in by_streaming.items():
+        found = [value(metrics, f"sglang:{name}", is_streaming=each) for each in STREAMING]
+        assert tuple(found) == numbers
+    stage = "sglang:per_stage_req_latency_seconds_count"
+    assert value(metrics, stage, stage="request_process") == 2
 
 
 def test_gauges_show_the_last_step(metrics: Metrics) -> None:
@@ -179,8 +185,8 @@ def test_labels_and_buckets_can_be_set() -> None:
 
 
 def test_two_servers_in_one_process_do_not_share_counters(metrics: Metrics) -> None:
-    Metrics("pet").request_started(5)
-    assert value(metrics, "sglang:prompt_tokens_total") == 0
+    Metrics("pet").request_aborted(prompt_tokens=5)
+    assert value(metrics, "sglang:prompt_tokens_total", is_streaming="false") == 0
 
 
 def test_no_observation_of_a_thread_is_lost() -> None:
