@@ -78,12 +78,7 @@ def _check_ids(params: SamplingParams, vocab_size: int) -> None:
             raise InvalidRequestError(
                 f"logit_bias values must be finite 32-bit numbers, got {bias}."
             )
-    for token_id in params.logprob_token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise InvalidRequestError(
-                f"token_ids_logprob contains out-of-vocabulary token id {token_id}; "
-                f"valid range is [0, {vocab_size})."
-            )
+    check_in_vocabulary(params.logprob_token_ids, vocab_size, field="token_ids_logprob")
 
 
 def _max_new_tokens(wanted: int | None, prompt_len: int, info: ModelInfo, clamps: bool) -> int:

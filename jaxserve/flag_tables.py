@@ -119,8 +119,8 @@ DEFAULTS: Mapping[str, str] = {
     "bucket_time_to_first_token": "SGLang's",
     "bucket_inter_token_latency": "SGLang's",
     "bucket_e2e_request_latency": "SGLang's",
-    "prompt_tokens_buckets": "powers of two",
-    "generation_tokens_buckets": "powers of two",
+    "prompt_tokens_buckets": "SGLang's",
+    "generation_tokens_buckets": "SGLang's",
     "profile_dir": "a temporary folder",
 }
 HELP: Mapping[str, str] = {

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -144,11 +144,6 @@ class SamplingParams:
                 f"got {self.repetition_penalty}."
             )
 
-    @property
-    def is_greedy(self) -> bool:
-        """True when the most likely token is always taken."""
-        return self.temperature < GREEDY_TEMPERATURE or self.top_k == 1
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionParams:
@@ -171,18 +166,20 @@ PauseMode = Literal["abort", "retract", "in_place"]
 PAUSE_MODES: tuple[PauseMode, ...] = ("abort", "retract", "in_place")
 
 
-def check_in_vocabulary(input_ids: tuple[int, ...], vocab_size: int) -> None:
-    """Refuse token ids that the model does not have; ``input_ids`` is not empty.
+def check_in_vocabulary(
+    token_ids: Sequence[int], vocab_size: int, *, field: str = "input_ids"
+) -> None:
+    """Refuse token ids that the model does not have.
 
     Raises:
-        InvalidRequestError: names the id and the valid range.
+        InvalidRequestError: names the field, the first such id and the valid range.
     """
-    for token_id in (min(input_ids), max(input_ids)):
-        if not 0 <= token_id < vocab_size:
-            raise InvalidRequestError(
-                f"input_ids contains out-of-vocabulary token id {token_id}; "
-                f"valid range is [0, {vocab_size})."
-            )
+    if not token_ids or 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        return
+    wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+    raise InvalidRequestError(
+        f"{field} contains out-of-vocabulary token id {wrong}; valid range is [0, {vocab_size})."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

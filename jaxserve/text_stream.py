@@ -184,6 +184,8 @@ class TextStream:
             self._first_token_s = now_s - self.request.arrival_s
             if self._metrics is not None:
                 self._metrics.first_token(self._first_token_s, is_streaming=self._is_streaming)
+                if self._queue_s is not None:  # None: a grammar forced it, before any step
+                    self._metrics.stage("prefill_forward", self._first_token_s - self._queue_s)
         elif self._metrics is not None:
             self._metrics.inter_token((now_s - self._last_token_s) / num_tokens)
         self._last_token_s = now_s
@@ -196,7 +198,11 @@ class TextStream:
 
     def _report(self, metrics: Metrics, finish: FinishReason) -> None:
         if finish.type == "abort":
-            metrics.request_aborted(completion_tokens=self._num_tokens)
+            metrics.request_aborted(
+                completion_tokens=self._num_tokens,
+                prompt_tokens=len(self.request.prompt_ids),
+                is_streaming=self._is_streaming,
+            )
             return
         decode_s = None
         if self._first_token_s is not None and self._last_token_s is not None:

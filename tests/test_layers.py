@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "text": {"request", "errors", "gguf_header"},
     "constrained": {"request", "errors"},
     "models": {"model_config", "shard_plan", "errors", "pallas_kernels"},
-    "weights": {"model_config", "shard_plan", "errors", "models", "gguf_header"},
+    "weights": {"config", "model_config", "shard_plan", "errors", "models", "gguf_header"},
     "executor": {
         "batch", "config", "model_config", "shard_plan", "errors", "models", "weights",
     },

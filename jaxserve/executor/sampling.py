@@ -61,7 +61,7 @@ class Sampling:
 
     @property
     def is_greedy(self) -> Array:
-        """bool[B]: ``request.SamplingParams.is_greedy`` of each row."""
+        """bool[B]: where the most likely token is always taken."""
         return (self.temperature < GREEDY_TEMPERATURE) | (self.top_k == 1)
 
 

@@ -5,6 +5,8 @@ before.  ``schedule`` therefore plans on top of tokens that nobody has seen yet:
 in advance, stop tokens are not, and the surplus token after one is dropped in ``process``.
 """
 
+from collections.abc import Callable
+
 from jaxserve.batch import PADDING_SLOT, StepResult
 from jaxserve.request import FinishReason, Request, TokenLogprob, TokenOutput
 from jaxserve.scheduler.buckets import Buckets
@@ -39,6 +41,7 @@ class Scheduler:
         buckets: the step shapes; they must hold ``max_running_requests`` rows and
             ``chunked_prefill_size`` tokens.
         eos_token_ids: end a sequence unless it ignores them.
+        on_evicted: told how many seconds each eviction of cached prefixes took.
 
     Raises:
         ValueError: the buckets are too small for the config.
@@ -51,6 +54,7 @@ class Scheduler:
         num_pages: int,
         buckets: Buckets,
         eos_token_ids: tuple[int, ...],
+        on_evicted: Callable[[float], None] | None = None,
     ) -> None:
         buckets.require(
             extend_tokens=config.chunked_prefill_size,
@@ -65,6 +69,7 @@ class Scheduler:
             num_slots=config.max_running_requests + 1,
             pages_per_row=buckets.max_pages_per_row,
             is_caching=not config.disable_radix_cache,
+            on_evicted=on_evicted,
         )
         self._builder = PlanBuilder(
             buckets=buckets, page_table=self._kv.page_table, page_size=config.page_size
@@ -93,11 +98,6 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Sequences not yet admitted, half-prefilled, or retracted."""
         return len(self._waiting)
-
-    @property
-    def num_slots(self) -> int:
-        """Rows of the device's token table, the padding slot included."""
-        return self._config.max_running_requests + 1
 
     def add(self, request: Request) -> TokenOutput | None:
         """Put a request at the end of the waiting line.

@@ -158,7 +158,7 @@ async def _render(state: ServerState, body: ChatBody) -> _Prompt:
         own=body.chat_template_kwargs,
     )
     if body.input_ids:  # here already: their end is decoded, to see how the answer begins
-        check_in_vocabulary(tuple(body.input_ids), state.llm.info.vocab_size)
+        check_in_vocabulary(body.input_ids, state.llm.info.vocab_size)
     ids = tuple(body.input_ids) or await state.llm.render_chat(
         template_messages(body.messages),
         tools=list(tools.tools) or None,

@@ -64,6 +64,12 @@ class ProfileBody(BaseModel):
     activities: list[Literal["CPU", "GPU"]] | None = Field(
         None, description="Changes nothing; MEM and RPD are refused."
     )
+    with_stack: bool | None = Field(
+        None, description="Changes nothing: a trace always has the host's Python calls."
+    )
+    record_shapes: bool | None = Field(
+        None, description="Changes nothing: a trace has the shapes that XLA writes into it."
+    )
     profile_id: str | None = Field(None, description="Name of a subfolder.")
     profile_prefix: str | None = Field(None, description="Goes before that name.")
 

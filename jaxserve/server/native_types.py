@@ -121,7 +121,10 @@ class GenerateBody(BaseModel):
     )
     return_prompt_token_ids: bool | None = False
     stream: bool | None = False
-    priority: int | None = Field(default=None, description="With --schedule-policy priority.")
+    priority: int | None = Field(
+        default=None,
+        description="With --enable-priority-scheduling or --schedule-policy priority.",
+    )
     session_params: SessionBody | list[SessionBody] | None = None
     session_id: str | None = Field(default=None, description="For routers in front; no effect.")
     extra_key: str | list[str] | None = Field(

@@ -78,10 +78,14 @@ class CommonBody(BaseModel):
     stop_regex: str | Items[str] = Field(default_factory=list)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
+    spaces_between_special_tokens: Annotated[
+        bool, Field(description="No tokenizer.json's decoder puts any; without effect.")
+    ] = True
     no_stop_trim: bool = False
     rid: str | None = None
-    priority: int = 0
+    priority: Annotated[
+        int, Field(description="With --enable-priority-scheduling or --schedule-policy priority.")
+    ] = 0
     cache_salt: Annotated[
         str, Field(description="Prefixes are shared only among equal cache_salt and extra_key.")
     ] = ""

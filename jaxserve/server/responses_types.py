@@ -77,10 +77,12 @@ class ResponsesBody(CommonBody):
     store: bool = True
     background: bool = False
     truncation: Literal["disabled"] = "disabled"
-    service_tier: str = "auto"
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
+    service_tier: Annotated[str, Field(description="There is one, which is `default`.")] = "auto"
+    user: Annotated[str | None, Field(description="Comes back in the answer.")] = None
+    safety_identifier: Annotated[str | None, Field(description="Likewise.")] = None
+    prompt_cache_key: Annotated[
+        str | None, Field(description="Likewise; any prefix is found in the cache without it.")
+    ] = None
     chat_template_kwargs: JsonObject = {}
     request_id: Annotated[
         str | None,

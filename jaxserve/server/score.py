@@ -45,7 +45,9 @@ class ScoreBody(BaseModel):
     item_first: Annotated[bool, Field(description="The item stands before the query.")] = False
     model: str = "default"
     rid: str | None = None
-    priority: int = 0
+    priority: Annotated[
+        int, Field(description="With --enable-priority-scheduling or --schedule-policy priority.")
+    ] = 0
 
     def prompts(self) -> list[str | tuple[int, ...]]:
         """One per item.

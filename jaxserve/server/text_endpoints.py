@@ -1,7 +1,6 @@
 """Text without generating: tokenize, detokenize, and the parsers of tool calls and reasoning."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Annotated
 
 from aiohttp import web
@@ -9,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.parsers import ReasoningParser, ToolCallParser
+from jaxserve.request import check_in_vocabulary
 from jaxserve.server.chat_messages import template_messages
 from jaxserve.server.chat_reasoning import template_kwargs
 from jaxserve.server.chat_types import NO_EFFORT
@@ -130,7 +130,7 @@ async def detokenize(request: web.Request) -> web.Response:
     lists = [item if isinstance(item, list) else [item] for item in body.tokens]
     each = lists if is_list else [[token for item in lists for token in item]]
     for token_ids in each:
-        _check_ids(token_ids, llm.info.vocab_size)
+        check_in_vocabulary(token_ids, llm.info.vocab_size, field="tokens")
 
     def decode() -> list[str]:
         skip = body.skip_special_tokens
@@ -139,15 +139,6 @@ async def detokenize(request: web.Request) -> web.Response:
     is_long = sum(map(len, each)) > INLINE_TOKENS
     texts = await asyncio.to_thread(decode) if is_long else decode()
     return json_response({"text": texts if is_list else texts[0]})
-
-
-def _check_ids(token_ids: Sequence[int], vocab_size: int) -> None:
-    for token_id in token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise InvalidRequestError(
-                f"tokens contains out-of-vocabulary token id {token_id}; "
-                f"valid range is [0, {vocab_size})."
-            )
 
 
 async def parse_function_call(request: web.Request) -> web.Response:

@@ -344,6 +344,7 @@ async def test_requests_are_counted(pair: tuple[LLM, FakeEngine], answer: list[i
     assert value("sglang:time_to_first_token_seconds_count") == 1
     assert value("sglang:inter_token_latency_seconds_count") == len(answer) - 1
     assert value("sglang:e2e_request_latency_seconds_count") == 1
+    assert value("sglang:per_stage_req_latency_seconds_count") == 2  # request_process, of both
 
 
 def test_config_and_single_settings_exclude_each_other() -> None:

@@ -205,7 +205,7 @@ class Simulation:
         self.device = FakeDevice(
             num_pages=world.num_pages,
             page_size=world.page_size,
-            num_slots=self.scheduler.num_slots,
+            num_slots=world.config.max_running_requests + 1,
             vocab_size=world.vocab_size,
             buckets=buckets.all(),
         )

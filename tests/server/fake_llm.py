@@ -20,6 +20,7 @@ from jaxserve.request import (
 )
 
 WORDS = (" Paris", " is", " the", " capital", " of", " France", ' "é😀"', "\n")
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 EOS = 2
 NUM_TO_EOS = 12
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient
-from server.fake_llm import FakeLLM
+from server.fake_llm import CALL, FakeLLM
 
 from jaxserve.config import ServerConfig
 from jaxserve.server.state import STATE
@@ -18,7 +18,6 @@ TOOLS = [
         },
     }
 ]
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 
 
 async def post(client: TestClient, path: str, body: object, status: int = 200) -> Any:
