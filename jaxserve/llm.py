@@ -156,6 +156,10 @@ class LLM:
             text = self._token_texts[token_id] = self.decode((token_id,))
         return text
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to a text, as UTF-8: part of a character perhaps."""
+        return self._tokenizer.token_bytes(token_id)
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of tokens, special tokens written out or left away."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)

@@ -76,9 +76,7 @@ def _choice(state: ServerState, turn: Turn, i: int, answer: ChatAnswer) -> JsonO
     choice: JsonObject = {
         "index": i,
         "message": _message(answer),
-        "logprobs": chat_logprobs(chunk.logprobs, state.llm.decode_token)
-        if body.logprobs
-        else None,
+        "logprobs": chat_logprobs(chunk.logprobs, state.llm) if body.logprobs else None,
         "finish_reason": answer.finish.type,
         "matched_stop": answer.finish.matched,
     }
@@ -148,12 +146,11 @@ async def _events(
             return chunk_format.bare_content(i, content)
         count.update(i, chunk.usage, reasoning_tokens)
         usage = usage_member(count.as_dict()) if options.continuous_usage_stats else b""
-        logprobs = chat_logprobs(chunk.logprobs, decode) if body.logprobs else None
+        logprobs = chat_logprobs(chunk.logprobs, state.llm) if body.logprobs else None
         extras = ids_member("token_ids", chunk.token_ids) if body.return_token_ids else b""
         return chunk_data(chunk_format, delta, logprobs, extras, usage)
 
     is_bare = not (options.continuous_usage_stats or body.logprobs or body.return_token_ids)
-    decode = state.llm.decode_token
     prompt_ids = ids_member("prompt_token_ids", turn.prompt_ids) if body.return_token_ids else b""
     roles = b"".join(chunk_format.role(i, prompt_ids) for i in range(turn.num_choices))
     yield roles + data_of(first)

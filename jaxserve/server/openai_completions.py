@@ -61,7 +61,7 @@ class _Answer:
         """``items`` as the API writes them; None when none were asked for."""
         if self.body.logprobs is None:
             return None
-        return completion_logprobs(items, self.state.llm.decode_token)
+        return completion_logprobs(items, self.state.llm)
 
 
 async def completions(request: web.Request) -> web.StreamResponse:

@@ -12,9 +12,9 @@ from jaxserve.errors import JaxserveError
 from jaxserve.parsers import ToolCallDelta
 from jaxserve.request import FinishReason, TokenLogprob, Usage
 from jaxserve.server.http_errors import Dialect, error_object
+from jaxserve.server.service import TokenTexts
 from jaxserve.server.sse import event
 
-DecodeToken = Callable[[int], str]
 JsonObject = dict[str, object]
 
 _OPEN = b'"finish_reason":null,"matched_stop":null'
@@ -73,12 +73,18 @@ class UsageCount:
         return {"cached_tokens_details": {"device": self.cached_tokens, "host": 0}}
 
 
-def chat_logprobs(logprobs: Sequence[TokenLogprob], decode: DecodeToken) -> JsonObject:
-    """Logprobs as /v1/chat/completions writes them."""
+def chat_logprobs(logprobs: Sequence[TokenLogprob], texts: TokenTexts) -> JsonObject:
+    """Logprobs as /v1/chat/completions writes them.
+
+    The bytes are the token's own: where a character takes several tokens, only they tell it.
+    """
 
     def entry(token_id: int, logprob: float | None) -> JsonObject:
-        token = decode(token_id)
-        return {"token": token, "bytes": list(token.encode()), "logprob": logprob}
+        return {
+            "token": texts.decode_token(token_id),
+            "bytes": list(texts.token_bytes(token_id)),
+            "logprob": logprob,
+        }
 
     return {
         "content": [
@@ -89,22 +95,28 @@ def chat_logprobs(logprobs: Sequence[TokenLogprob], decode: DecodeToken) -> Json
     }
 
 
-def completion_logprobs(logprobs: Sequence[TokenLogprob], decode: DecodeToken) -> JsonObject:
+def completion_logprobs(logprobs: Sequence[TokenLogprob], texts: TokenTexts) -> JsonObject:
     """Logprobs as /v1/completions writes them; text_offset is not computed, as in SGLang.
 
-    The first token of a prompt has neither a logprob nor top logprobs: both are null.
+    The first token of a prompt has neither a logprob nor top logprobs: both are null.  Of top
+    tokens that are written alike, such as parts of characters, the likeliest is told.
     """
+    decode = texts.decode_token
     return {
         "text_offset": [-1] * len(logprobs),
         "token_logprobs": [item.logprob for item in logprobs],
         "tokens": [decode(item.token_id) for item in logprobs],
         "top_logprobs": [
-            None
-            if item.logprob is None
-            else {decode(token_id): logprob for token_id, logprob in item.top}
-            for item in logprobs
+            None if item.logprob is None else _by_text(item.top, decode) for item in logprobs
         ],
     }
+
+
+def _by_text(top: Sequence[tuple[int, float]], decode: Callable[[int], str]) -> dict[str, float]:
+    logprobs: dict[str, float] = {}
+    for token_id, logprob in top:  # the likeliest first
+        logprobs.setdefault(decode(token_id), logprob)
+    return logprobs
 
 
 def call_delta(delta: ToolCallDelta) -> JsonObject:

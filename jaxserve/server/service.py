@@ -88,7 +88,17 @@ class ModelInfo(Protocol):
         """The sampling fields of the model's generation_config.json; empty if it has none."""
 
 
-class TextService(Protocol):
+class TokenTexts(Protocol):
+    """How logprobs write their tokens."""
+
+    def decode_token(self, token_id: int) -> str:
+        """The text of one token by itself; U+FFFD for part of a character."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What it adds to a text: joined, the bytes of tokens are the text."""
+
+
+class TextService(TokenTexts, Protocol):
     """The asynchronous half of ``jaxserve.llm.LLM``."""
 
     @property
@@ -122,8 +132,6 @@ class TextService(Protocol):
         continue_final_message: bool = False,
         add_generation_prompt: bool = True,
     ) -> tuple[int, ...]: ...
-
-    def decode_token(self, token_id: int) -> str: ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str: ...
 

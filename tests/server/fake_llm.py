@@ -81,6 +81,7 @@ class FakeLLM:
         self.adds_generation_prompt: bool | None = None
         self.words: tuple[str, ...] = WORDS  # what is generated, a token each, over and over
         self.special_tokens = {"<think>": 900, "</think>": 901}  # see token_id
+        self.parts: dict[int, bytes] = {}  # tokens that are parts of characters
         self.is_paused = False
         self.paused_in: list[str] = []  # modes
         self.sessions: dict[str, tuple[int, float | None]] = {}  # id -> capacity, timeout_s
@@ -106,6 +107,9 @@ class FakeLLM:
 
     def decode_token(self, token_id: int) -> str:
         return self.words[token_id % len(self.words)]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.parts.get(token_id) or self.decode_token(token_id).encode()
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         kept = [i for i in token_ids if not (skip_special_tokens and i == 1)]

@@ -25,6 +25,24 @@ async def test_chat_logprobs(client: TestClient) -> None:
     }
 
 
+async def test_bytes_are_those_of_the_token(client: TestClient, llm: FakeLLM) -> None:
+    llm.words = ("\ufffd", "\ufffd", "!")
+    llm.parts = {0: b"\xc3", 1: b"\xa9"}
+    choice = await chat(client, max_tokens=3, logprobs=True)
+    content = choice["logprobs"]["content"]
+    assert [item["token"] for item in content] == ["\ufffd", "\ufffd", "!"]
+    assert bytes(byte for item in content for byte in item["bytes"]).decode() == "é!"
+
+
+async def test_top_tokens_written_alike_tell_the_likeliest(
+    client: TestClient, llm: FakeLLM
+) -> None:
+    llm.words = ("\ufffd", "\ufffd", "!")
+    answer = await post(client, "completions", COMPLETE | {"logprobs": 3})
+    (top,) = answer["choices"][0]["logprobs"]["top_logprobs"]
+    assert list(top.items()) == [("\ufffd", 0.0), ("!", -2.0)]
+
+
 async def test_echo_brings_the_prompts_logprobs(client: TestClient, llm: FakeLLM) -> None:
     body = COMPLETE | {"echo": True, "logprobs": 2}
     (choice,) = (await post(client, "completions", body))["choices"]
