@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from jaxserve.request import SamplingParams, check_in_vocabulary
 from jaxserve.server.chat_delta import ChatAnswer, Delta
-from jaxserve.server.chat_messages import template_messages
+from jaxserve.server.chat_messages import is_continued, template_messages
 from jaxserve.server.chat_reader import ChoiceReader
 from jaxserve.server.chat_reasoning import ReasoningUse, reasoning_of_prompt, template_kwargs
 from jaxserve.server.chat_tools import ToolUse, tool_use
@@ -163,14 +163,14 @@ async def _render(state: ServerState, body: ChatBody) -> _Prompt:
         template_messages(body.messages),
         tools=list(tools.tools) or None,
         chat_template_kwargs=kwargs,
-        continue_final_message=body.continue_final_message,
+        continue_final_message=is_continued(body.messages, body.continue_final_message),
     )
     return _Prompt(ids=ids, kwargs=kwargs, tools=tools)
 
 
 def _continued(body: ChatBody) -> str | None:
     """The text of the message that is to be continued."""
-    if not body.continue_final_message or not body.messages:
+    if not is_continued(body.messages, body.continue_final_message):
         return None
     content = body.messages[-1].get("content")
     return content if isinstance(content, str) else ""

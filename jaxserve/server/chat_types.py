@@ -74,7 +74,7 @@ class ChatBody(CommonBody):
         default_factory=dict, description="Arguments of the template, such as `enable_thinking`."
     )
     continue_final_message: Annotated[
-        bool, Field(description="The last message is continued rather than answered.")
+        bool, Field(description="The last message, if an assistant's, is continued, not answered.")
     ] = False
     modalities: Items[str] = Field(default_factory=list, description="`text` only.")
     return_prompt_token_ids: Annotated[

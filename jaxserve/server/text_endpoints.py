@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.parsers import ReasoningParser, ToolCallParser
-from jaxserve.server.chat_messages import template_messages
+from jaxserve.server.chat_messages import is_continued, template_messages
 from jaxserve.server.chat_reasoning import template_kwargs
 from jaxserve.server.chat_types import NO_EFFORT
 from jaxserve.server.http_errors import json_response
@@ -112,11 +112,12 @@ async def _tokens(state: ServerState, body: TokenizeBody) -> list[list[int]]:
         wants_reasoning=False if effort == NO_EFFORT else None,
         own=body.chat_template_kwargs,
     )
+    messages = body.messages or []
     token_ids = await llm.render_chat(
-        template_messages(body.messages or []),
+        template_messages(messages),
         tools=None if body.tool_choice == "none" else body.tools,
         chat_template_kwargs=kwargs,
-        continue_final_message=body.continue_final_message,
+        continue_final_message=is_continued(messages, body.continue_final_message),
         add_generation_prompt=body.add_generation_prompt,
     )
     return [list(token_ids)]

@@ -79,6 +79,7 @@ class FakeLLM:
         self.has_shut_down = False
         self.tools: list[dict[str, object]] | None = None
         self.adds_generation_prompt: bool | None = None
+        self.continues: bool | None = None
         self.words: tuple[str, ...] = WORDS  # what is generated, a token each, over and over
         self.special_tokens = {"<think>": 900, "</think>": 901}  # see token_id
         self.parts: dict[int, bytes] = {}  # tokens that are parts of characters
@@ -103,6 +104,7 @@ class FakeLLM:
         self.tools = tools
         self.template_kwargs = chat_template_kwargs
         self.adds_generation_prompt = add_generation_prompt
+        self.continues = continue_final_message
         return tuple(range(10, 10 + len(messages)))
 
     def decode_token(self, token_id: int) -> str:

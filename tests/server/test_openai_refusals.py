@@ -50,6 +50,12 @@ REFUSED = [
     ),
     (
         "chat/completions",
+        {"messages": [{"role": "assistant", "tool_calls": ["a"]}]},
+        'messages[0].tool_calls must be a list of calls such as {"id": …, "type": "function", '
+        '"function": {"name": …, "arguments": …}}.',
+    ),
+    (
+        "chat/completions",
         {"input_ids": [2**53, 1]},
         f"input_ids contains out-of-vocabulary token id {2**53}; valid range is [0, 1000).",
     ),
