@@ -26,20 +26,28 @@ class UsageCount:
     """Token counts of one HTTP request: a prompt counts once, not once per choice.
 
     Args:
-        num_choices: of all prompts together.
+        prompt_lens: tokens of the prompt of each choice, of all prompts together.
         n: choices per prompt.
         with_cached: tell how many prompt tokens came from the prefix cache.
         with_reasoning: tell how many output tokens were reasoning, in OpenAI's place too.
+        is_continuous: every chunk of a stream tells the counts so far.
     """
 
     def __init__(
-        self, num_choices: int, n: int, *, with_cached: bool, with_reasoning: bool = False
+        self,
+        prompt_lens: Sequence[int],
+        n: int,
+        *,
+        with_cached: bool,
+        with_reasoning: bool = False,
+        is_continuous: bool = False,
     ) -> None:
-        self._usages = [Usage(0, 0, 0)] * num_choices
-        self._reasoning = [0] * num_choices
+        self._usages = [Usage(prompt_len, 0, 0) for prompt_len in prompt_lens]
+        self._reasoning = [0] * len(prompt_lens)
         self._n = n
         self._with_cached = with_cached
         self._with_reasoning = with_reasoning
+        self._is_continuous = is_continuous
 
     def update(self, choice: int, usage: Usage, reasoning_tokens: int = 0) -> None:
         """Keep the latest counts of a choice."""
@@ -67,6 +75,10 @@ class UsageCount:
                 {"reasoning_tokens": reasoning} if self._with_reasoning else None
             ),
         }
+
+    def member(self) -> bytes:
+        """The counts so far as a further member of a chunk; empty unless they are continuous."""
+        return b',"usage":%b' % orjson.dumps(self.as_dict()) if self._is_continuous else b""
 
     def sglext(self) -> JsonObject:
         """SGLang's extension: where the cached tokens came from; there is no host tier."""
@@ -143,10 +155,10 @@ class ChunkFormat:
         self._content_heads = [b'%b"delta":{"content":' % head for head in self._heads]
         self._text_heads = [b'%b"text":' % head for head in self._heads]
 
-    def role(self, choice: int, extras: bytes = b"") -> bytes:
+    def role(self, choice: int, extras: bytes, usage: bytes) -> bytes:
         """The first chunk of a chat choice."""
         delta = b'"role":"assistant","content":"","reasoning_content":null'
-        return self._delta(choice, delta, b"null", extras, b"")
+        return self._delta(choice, delta, b"null", extras, usage)
 
     def content(
         self, choice: int, text: str, logprobs: JsonObject | None, extras: bytes, usage: bytes
@@ -213,11 +225,6 @@ class ChunkFormat:
     def without_choices(self, name: str, value: JsonObject) -> bytes:
         """A chunk that tells of the whole request: its ``usage``, ``sglext``."""
         return b'%b"choices":[],"%b":%b}\n\n' % (self._top, name.encode(), orjson.dumps(value))
-
-
-def usage_member(usage: JsonObject) -> bytes:
-    """``usage`` as a further member of a chunk."""
-    return b',"usage":%b' % orjson.dumps(usage)
 
 
 def ids_member(name: str, token_ids: Sequence[int]) -> bytes:

@@ -82,6 +82,7 @@ class FakeLLM:
         self.continues: bool | None = None
         self.words: tuple[str, ...] = WORDS  # what is generated, a token each, over and over
         self.special_tokens = {"<think>": 900, "</think>": 901}  # see token_id
+        self.sample_logprobs: dict[int, float] = {}  # of each token of the n-th sample
         self.parts: dict[int, bytes] = {}  # tokens that are parts of characters
         self.is_paused = False
         self.paused_in: list[str] = []  # modes
@@ -253,7 +254,8 @@ class FakeStream:
     ) -> TextChunk:
         logprobs = ()
         if self.params.num_logprobs is not None:
-            logprobs = tuple(self._logprob(i, math.log(0.5)) for i in token_ids)
+            own = self._llm.sample_logprobs.get(self.index, math.log(0.5))
+            logprobs = tuple(self._logprob(i, own) for i in token_ids)
         return TextChunk(
             rid=self.rid, index=self.index, text=text, token_ids=token_ids, logprobs=logprobs,
             prompt_logprobs=self._prompt_logprobs(), finish=finish, queue_s=1e-6,
