@@ -135,15 +135,15 @@ async def open_turn(
 
 
 async def render_only(state: ServerState, body: ChatBody) -> tuple[int, ...]:
-    """The prompt that ``body`` would be answered with.
+    """The prompt that ``body`` would be answered with, also if it is too long for that.
 
     Raises:
         InvalidRequestError: the messages cannot be rendered.
     """
-    return (await _render(state, body)).ids
+    return (await _render(state, body, is_prompt=False)).ids
 
 
-async def _render(state: ServerState, body: ChatBody) -> _Prompt:
+async def _render(state: ServerState, body: ChatBody, *, is_prompt: bool = True) -> _Prompt:
     tools = tool_use(
         body.tools,
         body.tool_choice,
@@ -164,6 +164,7 @@ async def _render(state: ServerState, body: ChatBody) -> _Prompt:
         tools=list(tools.tools) or None,
         chat_template_kwargs=kwargs,
         continue_final_message=is_continued(body.messages, body.continue_final_message),
+        is_prompt=is_prompt,
     )
     return _Prompt(ids=ids, kwargs=kwargs, tools=tools)
 

@@ -120,8 +120,14 @@ class TextService(TokenTexts, Protocol):
     def is_paused(self) -> bool:
         """True from ``pause`` to ``resume``: requests are taken and wait."""
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """Token ids; long texts are cut into tokens off the event loop."""
+    async def encode(
+        self, text: str, *, add_special_tokens: bool = True, is_prompt: bool = True
+    ) -> tuple[int, ...]:
+        """Token ids; long texts are cut into tokens off the event loop.
+
+        Args:
+            is_prompt: False: they are only looked at, and may be more than the context holds.
+        """
 
     async def render_chat(
         self,
@@ -131,6 +137,7 @@ class TextService(TokenTexts, Protocol):
         chat_template_kwargs: dict[str, object] | None = None,
         continue_final_message: bool = False,
         add_generation_prompt: bool = True,
+        is_prompt: bool = True,
     ) -> tuple[int, ...]: ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str: ...

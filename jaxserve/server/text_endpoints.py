@@ -104,7 +104,10 @@ async def _tokens(state: ServerState, body: TokenizeBody) -> list[list[int]]:
     if body.prompt is not None:
         texts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
         special = body.add_special_tokens
-        return [list(await llm.encode(text, add_special_tokens=special)) for text in texts]
+        return [
+            list(await llm.encode(text, add_special_tokens=special, is_prompt=False))
+            for text in texts
+        ]
     effort = None if body.reasoning_effort is None else body.reasoning_effort.lower()
     kwargs = template_kwargs(
         state.config.default_chat_template_kwargs or {},
@@ -119,6 +122,7 @@ async def _tokens(state: ServerState, body: TokenizeBody) -> list[list[int]]:
         chat_template_kwargs=kwargs,
         continue_final_message=is_continued(messages, body.continue_final_message),
         add_generation_prompt=body.add_generation_prompt,
+        is_prompt=False,
     )
     return [list(token_ids)]
 

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -318,10 +319,26 @@ async def test_only_long_texts_leave_the_loop(
     assert len(chat) > len(ids) > num_words - 1
 
 
+async def test_what_is_only_counted_may_be_longer_than_a_prompt(
+    pair: tuple[LLM, FakeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm, _ = pair
+    text = "word " * 20_000
+    messages = [{"role": "user", "content": text}]
+    for read in (partial(llm.encode, text), partial(llm.render_chat, messages)):
+        with pytest.raises(ContextLengthError):
+            await read()
+        assert len(await read(is_prompt=False)) > 20_000
+    monkeypatch.setattr("jaxserve.admission.MAX_COUNTED_CHARS", len(text) - 1)
+    with pytest.raises(ContextLengthError, match="at least"):
+        await llm.encode(text, is_prompt=False)
+
+
 async def test_chat_and_single_tokens(pair: tuple[LLM, FakeEngine], tokenizer: Tokenizer) -> None:
     llm, _ = pair
     ids = await llm.render_chat([{"role": "user", "content": "hi"}])
     assert llm.decode_token(ids[0]) == "<|im_start|>"
+    assert llm.token_bytes(ids[0]) == b"<|im_start|>"
     assert await llm.encode("hi") == tuple(tokenizer.encode("hi"))
 
 

@@ -80,6 +80,7 @@ class FakeLLM:
         self.tools: list[dict[str, object]] | None = None
         self.adds_generation_prompt: bool | None = None
         self.continues: bool | None = None
+        self.was_prompt: bool | None = None
         self.words: tuple[str, ...] = WORDS  # what is generated, a token each, over and over
         self.special_tokens = {"<think>": 900, "</think>": 901}  # see token_id
         self.sample_logprobs: dict[int, float] = {}  # of each token of the n-th sample
@@ -94,13 +95,18 @@ class FakeLLM:
     def num_open(self) -> int:
         return len(self.open)
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+    async def encode(
+        self, text: str, *, add_special_tokens: bool = True, is_prompt: bool = True
+    ) -> tuple[int, ...]:
         """One token per word, and a BOS (1)."""
+        self.was_prompt = is_prompt
         words = tuple(range(10, 10 + len(text.split())))
         return (1, *words) if add_special_tokens else words
 
     async def render_chat(self, messages, *, tools=None, chat_template_kwargs=None,
-                          continue_final_message=False, add_generation_prompt=True):  # fmt: skip
+                          continue_final_message=False, add_generation_prompt=True,
+                          is_prompt=True):  # fmt: skip
+        self.was_prompt = is_prompt
         self.messages = messages
         self.tools = tools
         self.template_kwargs = chat_template_kwargs
