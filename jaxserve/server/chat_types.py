@@ -52,7 +52,10 @@ class ChatBody(CommonBody):
     )
     tool_choice: Annotated[
         str | JsonObject,
-        Field(description="auto needs --tool-call-parser; required and a named tool do not."),
+        Field(
+            description="auto needs --tool-call-parser; required and a named tool do not. Only a "
+            "named tool is shown to the model, or those of `allowed_tools`."
+        ),
     ] = "auto"
     parallel_tool_calls: Annotated[
         bool, Field(description="false: an answer has at most one call.")
