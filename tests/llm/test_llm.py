@@ -98,6 +98,18 @@ async def test_a_stop_token_is_counted_and_not_shown(tokenizer: Tokenizer) -> No
         assert kept.text == tokenizer.decode([500, 501, token], skip_special_tokens=False)
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+async def test_a_stop_string_may_be_a_special_token(tokenizer: Tokenizer, keeps: bool) -> None:
+    llm, _ = fake_llm(tokenizer, lambda request: [500, 501, 2, 502])
+    stops = {"stop": ("<|im_end|>",), "no_stop_trim": keeps}
+    part = await (await one(llm, ignore_eos=True, **stops)).result()
+    assert (part.token_ids, part.text) == ((500, 501, 2), tokenizer.decode([500, 501]))
+    assert part.finish is not None and part.finish.matched == "<|im_end|>"
+    part = await (await one(llm, **stops)).result()
+    assert part.token_ids == (500, 501, 2)
+    assert part.finish is not None and part.finish.matched == 2  # the token is looked at first
+
+
 async def test_stop_ids_that_no_token_has_are_left_out(pair: tuple[LLM, FakeEngine]) -> None:
     await one(pair[0], stop_token_ids=(-1, 7, 10**9))
     assert pair[1].requests[0].sampling.stop_token_ids == (7,)
