@@ -10,6 +10,7 @@ from jaxserve.errors import ContextLengthError, InvalidRequestError
 from jaxserve.model_parts import ModelInfo
 from jaxserve.request import SamplingParams, check_in_vocabulary
 
+MAX_COUNTED_CHARS = 2**20  # of a text that is no prompt: about a second and 200 MB
 MAX_ABS_LOGIT_BIAS = 3.0e38  # what a float32 holds
 
 
@@ -29,6 +30,16 @@ def checked_ids(prompt: Sequence[int], vocab_size: int) -> tuple[int, ...]:
         raise InvalidRequestError("input_ids cannot be empty.")
     check_in_vocabulary(prompt_ids, vocab_size)
     return prompt_ids
+
+
+def read_limit(num_chars: int, info: ModelInfo, is_prompt: bool) -> int | None:
+    """The number of tokens beyond which a text need not be read; None: it is read anyway.
+
+    Args:
+        num_chars: its length.
+        is_prompt: it is going to be generated from, so that what does not fit is refused.
+    """
+    return info.max_seq_len if is_prompt or num_chars > MAX_COUNTED_CHARS else None
 
 
 def settled(

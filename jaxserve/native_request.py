@@ -60,6 +60,7 @@ UNSUPPORTED: Mapping[str, str] = {
     ),
     **dict.fromkeys(("data_parallel_rank", "routed_dp_rank"), "there is one replica, of rank 0"),
     "lora_path": "there are no LoRA adapters",
+    "watermark": "texts are not watermarked",
     "max_thinking_tokens": "nothing ends a model's reasoning but the model and max_new_tokens",
 }
 # Field → the whole message, for those whose first sentence clients know.

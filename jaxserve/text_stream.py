@@ -140,11 +140,14 @@ class TextStream:
         if finish is None and not output.token_ids:  # a piece of a long prompt
             return
         text_ids = output.token_ids
-        if finish is not None and self._trims(finish, text_ids):
-            text_ids = text_ids[:-1]
+        is_token = finish is not None and _is_by_token(finish, text_ids)
+        if is_token and not self.request.sampling.no_stop_trim:
+            text_ids = text_ids[:-1]  # it is counted but not shown
         increment = self._detokenizer.push(text_ids, is_last=finish is not None)
         num_tokens = len(output.token_ids)
-        if increment.matched_stop is not None:
+        if increment.matched_stop is not None and not (
+            is_token and increment.num_tokens == num_tokens  # the token came first
+        ):
             if finish is None:
                 self._abort(self.request.rid)
             num_tokens = increment.num_tokens
@@ -158,15 +161,6 @@ class TextStream:
         if finish is not None:
             self._end(finish)
         self._wake()
-
-    def _trims(self, finish: FinishReason, token_ids: tuple[int, ...]) -> bool:
-        """A token that ended the sequence is counted but not shown."""
-        return (
-            finish.type == "stop"
-            and not self.request.sampling.no_stop_trim
-            and bool(token_ids)
-            and token_ids[-1] == finish.matched
-        )
 
     @property
     def _is_streaming(self) -> bool:
@@ -242,3 +236,8 @@ class TextStream:
         self._prompt_logprobs.clear()
         self._is_exhausted = self._finish is not None
         return chunk
+
+
+def _is_by_token(finish: FinishReason, token_ids: tuple[int, ...]) -> bool:
+    """The last token ended the sequence."""
+    return finish.type == "stop" and bool(token_ids) and token_ids[-1] == finish.matched

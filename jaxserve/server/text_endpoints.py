@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from jaxserve.errors import InvalidRequestError
 from jaxserve.parsers import ReasoningParser, ToolCallParser
 from jaxserve.request import check_in_vocabulary
-from jaxserve.server.chat_messages import template_messages
+from jaxserve.server.chat_messages import is_continued, template_messages
 from jaxserve.server.chat_reasoning import template_kwargs
 from jaxserve.server.chat_types import NO_EFFORT
 from jaxserve.server.http_errors import json_response
@@ -104,7 +104,10 @@ async def _tokens(state: ServerState, body: TokenizeBody) -> list[list[int]]:
     if body.prompt is not None:
         texts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
         special = body.add_special_tokens
-        return [list(await llm.encode(text, add_special_tokens=special)) for text in texts]
+        return [
+            list(await llm.encode(text, add_special_tokens=special, is_prompt=False))
+            for text in texts
+        ]
     effort = None if body.reasoning_effort is None else body.reasoning_effort.lower()
     kwargs = template_kwargs(
         state.config.default_chat_template_kwargs or {},
@@ -112,12 +115,14 @@ async def _tokens(state: ServerState, body: TokenizeBody) -> list[list[int]]:
         wants_reasoning=False if effort == NO_EFFORT else None,
         own=body.chat_template_kwargs,
     )
+    messages = body.messages or []
     token_ids = await llm.render_chat(
-        template_messages(body.messages or []),
+        template_messages(messages),
         tools=None if body.tool_choice == "none" else body.tools,
         chat_template_kwargs=kwargs,
-        continue_final_message=body.continue_final_message,
+        continue_final_message=is_continued(messages, body.continue_final_message),
         add_generation_prompt=body.add_generation_prompt,
+        is_prompt=False,
     )
     return [list(token_ids)]
 

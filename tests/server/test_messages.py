@@ -153,6 +153,7 @@ async def test_tokens_are_counted(client: TestClient, llm: FakeLLM) -> None:
     body = {"model": "m", "messages": HELLO, "system": "Be brief."}
     count = await post(client, body, path="/count_tokens")
     assert TokenCount.model_validate(count).input_tokens == 2
+    assert llm.was_prompt is False
     assert not llm.submitted
 
 

@@ -50,6 +50,7 @@ async def test_tokenize_a_conversation(client: TestClient, llm: FakeLLM) -> None
     assert llm.tools == TOOLS
     assert llm.template_kwargs == {"enable_thinking": False, "reasoning_effort": "low"}
     assert llm.adds_generation_prompt is False
+    assert llm.was_prompt is False
     await post(client, "/tokenize", body | {"tool_choice": "none", "reasoning_effort": "None"})
     assert llm.tools is None
     assert llm.template_kwargs == {
