@@ -15,12 +15,14 @@ from jaxserve.executor.slots import record
 from jaxserve.models import AttnContext, Model
 
 Leaf = jax.Array | jax.ShapeDtypeStruct
-# The third result is what logits are made of, [T, D]; only an EXTEND step has it.
+# The third result is what logits are made of, [T, D]; a DECODE step has it if it keeps_hidden.
 StepOutput = tuple[DeviceState, Sampled, jax.Array | None]
 Step = Callable[[list[jax.Array], DeviceState, jax.Array], StepOutput]
 
 
-def step_function(model: Model, bucket: Bucket, attention_backend: str) -> Step:
+def step_function(
+    model: Model, bucket: Bucket, attention_backend: str, *, keeps_hidden: bool = False
+) -> Step:
     """The step of one bucket: embed → layers → logits of the rows → sample → last_tokens.
 
     Jit it with the state (argument 1) donated: it is then updated where it lies.
@@ -29,6 +31,7 @@ def step_function(model: Model, bucket: Bucket, attention_backend: str) -> Step:
         model: what is computed; its leaves are the function's first argument.
         bucket: the static shape.
         attention_backend: implementation of the attention ops.
+        keeps_hidden: return hidden states of a DECODE step too.
     """
 
     def step(leaves: list[jax.Array], state: DeviceState, packed: jax.Array) -> StepOutput:
@@ -66,7 +69,7 @@ def step_function(model: Model, bucket: Bucket, attention_backend: str) -> Step:
             last_tokens=state.last_tokens.at[slots].set(sampled.token_ids),
             slots=record(state.slots, slots, sampled.token_ids, samples),
         )
-        return new_state, sampled, None if is_decode else hidden
+        return new_state, sampled, None if is_decode and not keeps_hidden else hidden
 
     return step
 
@@ -78,6 +81,8 @@ def trace_step(
     placement: Placement,
     leaves: Sequence[Leaf],
     state: DeviceState,
+    *,
+    keeps_hidden: bool = False,
 ) -> jax.stages.Traced:
     """Trace the jitted step of one bucket, with the state donated, for lowering it.
 
@@ -88,7 +93,7 @@ def trace_step(
     packed = placement.struct((packed_len(bucket),), jnp.int32)
     arguments = (list(leaves), state, packed)
     step = placement.shard_map(
-        step_function(model, bucket, attention_backend),
+        step_function(model, bucket, attention_backend, keeps_hidden=keeps_hidden),
         arguments,
         lambda specs: (specs[1], PartitionSpec(), PartitionSpec()),
     )
