@@ -1,7 +1,7 @@
 """The whole contract between scheduler and executor: numpy arrays of the shapes of a Bucket.
 
 Axis letters: T tokens in the step, B rows, W pages per row, V vocabulary, K top logprobs,
-I = MAX_LOGPROB_TOKEN_IDS.
+I = MAX_LOGPROB_TOKEN_IDS, D model width.
 """
 
 from dataclasses import dataclass, replace
@@ -101,6 +101,7 @@ class StepInputs:
     sampling: SamplingArrays
     slot_inits: tuple[SlotInit, ...] = ()
     prompt_blocks: tuple[PromptBlock, ...] = ()
+    hidden_tokens: np.ndarray | None = None  # i32[n]; the step's tokens whose states are wanted
 
     def without(self, rows: list[int]) -> "StepInputs":
         """The step in which ``rows`` sample nothing."""
@@ -140,3 +141,4 @@ class StepResult:
     top_token_ids: np.ndarray | None = None  # i32[B, K]
     id_logprobs: np.ndarray | None = None  # f32[B, I]; of the slots' logprob_ids
     prompt: PromptLogprobs | None = None
+    hidden: np.ndarray | None = None  # f32[n, D]; of StepInputs.hidden_tokens

@@ -81,6 +81,7 @@ class EngineConfig:
     extra_metric_labels: Mapping[str, str] | None = None  # on every metric
     waiting_timeout_s: float | None = None  # from arrival to the first step; None = no limit
     running_timeout_s: float | None = None  # from the first step to the end; None = no limit
+    enable_return_hidden_states: bool = False  # requests may ask for them
     enable_priority_scheduling: bool = False  # Request.priority goes before the policy
     schedule_low_priority_values_first: bool = False
 

@@ -192,6 +192,7 @@ def _joined(first: TokenOutput, second: TokenOutput) -> TokenOutput:
         token_ids=first.token_ids + second.token_ids,
         logprobs=first.logprobs + second.logprobs,
         prompt_logprobs=first.prompt_logprobs + second.prompt_logprobs,
+        hidden_states=first.hidden_states,  # appended tokens are computed later
     )
 
 

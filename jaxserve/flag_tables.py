@@ -80,7 +80,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "API": (
         "served_model_name", "api_compat", "reasoning_parser", "tool_call_parser",
         "default_chat_template_kwargs", "sampling_defaults", "preferred_sampling_params",
-        "stream_interval",
+        "enable_return_hidden_states", "stream_interval",
         "incremental_streaming_output", "stream_response_default_include_usage",
         "enable_cache_report", "enable_response_store",
     ),
@@ -233,6 +233,9 @@ HELP: Mapping[str, str] = {
     "sampling_defaults": (
         "where OpenAI endpoints take what a request leaves open from: model: "
         "generation_config.json, openai: OpenAI's defaults"
+    ),
+    "enable_return_hidden_states": (
+        "requests may ask for hidden states: return_hidden_states; decode steps then keep theirs"
     ),
     "stream_interval": "tokens per event of a stream",
     "incremental_streaming_output": (

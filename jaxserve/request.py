@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from jaxserve.errors import InvalidRequestError
 
 MAX_STOP_STRINGS = 32
@@ -20,6 +22,9 @@ HEALTH_CHECK_RID = "HEALTH_CHECK"  # begins the rids of requests that metrics do
 
 
 GrammarKind = Literal["json_schema", "regex", "ebnf", "structural_tag"]
+
+
+HiddenStates = Literal["all", "last"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ class SamplingParams:
     ``0`` those of the chosen tokens, ``k`` also those of the k most likely tokens.
     ``logprob_token_ids`` asks at every such position for these tokens' logprobs too.
     ``prompt_logprobs_start`` asks for logprobs of the prompt's tokens from that position on.
+    ``hidden_states`` asks for what logits are made of: at "all" positions, or at the "last" one.
     ``stream_interval=None`` leaves it to the server how many tokens make an event.
 
     Raises:
@@ -71,6 +77,7 @@ class SamplingParams:
     num_logprobs: int | None = None
     logprob_token_ids: tuple[int, ...] = ()
     prompt_logprobs_start: int | None = None
+    hidden_states: HiddenStates | None = None
     grammar: Grammar | None = None
     stream_interval: int | None = None
     skip_special_tokens: bool = True
@@ -226,6 +233,8 @@ class TokenOutput(NamedTuple):
     A tuple: a step makes one per row, and a frozen dataclass takes four times as long to make.
     ``prompt_logprobs`` come in pieces, in order, with the steps that compute the prompt, in the
     last step's output at the latest.  ``queue_s``: seconds from arrival to its first step.
+    ``hidden_states``, f32[n, D], are those of the next n positions, or of the newest one alone,
+    as asked for: of the prompt's positions, then of the output's tokens as they are computed.
     """
 
     rid: str
@@ -236,6 +245,7 @@ class TokenOutput(NamedTuple):
     num_retractions: int = 0
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     queue_s: float | None = None
+    hidden_states: np.ndarray | None = None
 
 
 class Usage(NamedTuple):
@@ -252,7 +262,8 @@ class TextChunk(NamedTuple):
     A tuple for speed, as ``TokenOutput``; make it with keywords.
 
     ``queue_s`` and ``first_token_s``: seconds from arrival to the first step, and to the first
-    token; None before.
+    token; None before.  ``hidden_states``: arrays f32[n, D] of one position after the other, or
+    of the newest one alone.
     """
 
     rid: str
@@ -266,3 +277,4 @@ class TextChunk(NamedTuple):
     num_retractions: int = 0
     queue_s: float | None = None
     first_token_s: float | None = None
+    hidden_states: tuple[np.ndarray, ...] = ()

@@ -9,6 +9,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
+import numpy as np
+
 from jaxserve.metrics import Metrics
 from jaxserve.request import (
     FinishReason,
@@ -69,6 +71,7 @@ class TextStream:
         self._num_taken = 0
         self._logprobs: list[TokenLogprob] = []
         self._prompt_logprobs: list[TokenLogprob] = []
+        self._hidden_states: list[np.ndarray] = []
         self._queue_s: float | None = None
 
     @property
@@ -136,6 +139,7 @@ class TextStream:
         if output.queue_s is not None:
             self._started(output.queue_s)
         self._prompt_logprobs += output.prompt_logprobs
+        self._keep_hidden(output.hidden_states)
         finish = output.finish
         if finish is None and not output.token_ids:  # a piece of a long prompt
             return
@@ -161,6 +165,13 @@ class TextStream:
         if finish is not None:
             self._end(finish)
         self._wake()
+
+    def _keep_hidden(self, states: np.ndarray | None) -> None:
+        if states is None:
+            return
+        if self.sampling.hidden_states == "last":
+            self._hidden_states.clear()
+        self._hidden_states.append(states)
 
     @property
     def _is_streaming(self) -> bool:
@@ -229,11 +240,13 @@ class TextStream:
             num_retractions=self._num_retractions,
             queue_s=self._queue_s,
             first_token_s=self._first_token_s,
+            hidden_states=tuple(self._hidden_states),
         )
         self._texts.clear()
         self._num_taken = len(self._token_ids)
         self._logprobs.clear()
         self._prompt_logprobs.clear()
+        self._hidden_states.clear()
         self._is_exhausted = self._finish is not None
         return chunk
 

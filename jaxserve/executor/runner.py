@@ -12,6 +12,7 @@ import numpy as np
 from jaxserve.batch import Bucket, Mode, PromptBlock, StepInputs, StepResult, TokenMasks
 from jaxserve.config import DeviceInfo, EngineConfig
 from jaxserve.executor.bounds import PageBounds, check_masks
+from jaxserve.executor.hidden_states import HiddenRows, select
 from jaxserve.executor.kv_pool import DeviceState, kv_dtype, make_state, state_specs
 from jaxserve.executor.late_sampler import LateSampler
 from jaxserve.executor.logprobs import Logprobs
@@ -35,13 +36,15 @@ class PendingStep:
     wants_logprobs: bool
     prompt: tuple[Logprobs, ...] = ()  # of its prompt blocks
     logits: jax.Array | None = None  # f32[B, V], for rows that are not sampled yet
+    hidden: HiddenRows | None = None
 
     def fetch(self) -> StepResult:
         """Wait for the step and bring its tokens to the host: the only call that blocks."""
         token_ids = np.asarray(self.sampled.token_ids)
         prompt = join_blocks(self.prompt)
+        hidden = None if self.hidden is None else self.hidden.fetch()
         if not self.wants_logprobs:
-            return StepResult(token_ids, prompt=prompt)
+            return StepResult(token_ids, prompt=prompt, hidden=hidden)
         found = jax.tree.map(np.asarray, self.sampled.logprobs)
         return StepResult(
             token_ids,
@@ -50,6 +53,7 @@ class PendingStep:
             top_token_ids=found.top_token_ids,
             id_logprobs=found.named,
             prompt=prompt,
+            hidden=hidden,
         )
 
 
@@ -66,6 +70,7 @@ class ModelRunner:
         buckets: tuple[Bucket, ...],
         attention_backend: str,
         num_compile_threads: int = 1,
+        keeps_hidden: bool = False,
     ) -> None:
         assert all(isinstance(leaf, jax.Array) for leaf in leaves), "a leaf is not on the device"
         self._model = model
@@ -73,6 +78,7 @@ class ModelRunner:
         self._state = state
         self._placement = placement
         self._attention_backend = attention_backend
+        self._keeps_hidden = keeps_hidden
         num_pages, _, page_size, _ = state.kv.k[0].shape
         self._bounds = PageBounds(num_pages, page_size)
         self.compile_counter = CompileCounter()
@@ -94,7 +100,7 @@ class ModelRunner:
             placement,
             leaves,
             state.slots.logprob_ids,
-            [output.hidden for output in outputs if output.hidden is not None],
+            [self._steps[each].out_info[1].hidden for each in buckets if each.mode is Mode.EXTEND],
             num_threads=num_compile_threads,
         )
         self.compile_s = time.monotonic() - started
@@ -128,6 +134,7 @@ class ModelRunner:
             bool((sampling.wants_logprobs & sampling.samples).any()),
             self._score(output.hidden, inputs.prompt_blocks),
             output.logits if deferred else None,
+            self._hidden_rows(output.hidden, inputs),
         )
 
     def sample(self, step: PendingStep, inputs: StepInputs, masks: TokenMasks) -> PendingStep:
@@ -159,7 +166,13 @@ class ModelRunner:
         What is lowered for other ``platforms`` than the device's can only be looked at.
         """
         traced = trace_step(
-            self._model, bucket, self._attention_backend, self._placement, self._leaves, self._state
+            self._model,
+            bucket,
+            self._attention_backend,
+            self._placement,
+            self._leaves,
+            self._state,
+            keeps_hidden=self._keeps_hidden,
         )
         return traced.lower(lowering_platforms=platforms)
 
@@ -175,6 +188,13 @@ class ModelRunner:
             return ()
         assert hidden is not None, "prompt blocks in a step that computes no prompt"
         return self._scorer.launch(self._leaves, hidden, self._state.slots.logprob_ids, blocks)
+
+    def _hidden_rows(self, hidden: jax.Array | None, inputs: StepInputs) -> HiddenRows | None:
+        if inputs.hidden_tokens is None:
+            return None
+        assert hidden is not None, "hidden states of a runner that does not keep them"
+        is_decode = inputs.bucket.mode is Mode.DECODE
+        return select(hidden, inputs.hidden_tokens, None if is_decode else self._scorer.take)
 
     def _run_smallest(self) -> None:
         """Run the smallest step of each mode on padding: a program that cannot run fails here."""
@@ -241,4 +261,5 @@ def build_runner(
         buckets=buckets,
         attention_backend=config.attention_backend,
         num_compile_threads=device.num_cores,
+        keeps_hidden=config.enable_return_hidden_states,
     )

@@ -25,13 +25,15 @@ class StepOutput:
 
     sampled: Sampled
     logits: jax.Array  # f32[B, V]; the model's own
-    hidden: jax.Array | None  # [T, D], what logits are made of; only of an EXTEND step
+    hidden: jax.Array | None  # [T, D], what logits are made of; of a DECODE step if it keeps_hidden
 
 
 Step = Callable[[list[jax.Array], DeviceState, jax.Array], tuple[DeviceState, StepOutput]]
 
 
-def step_function(model: Model, bucket: Bucket, attention_backend: str) -> Step:
+def step_function(
+    model: Model, bucket: Bucket, attention_backend: str, *, keeps_hidden: bool = False
+) -> Step:
     """The step of one bucket: embed → layers → logits of the rows → sample → last_tokens.
 
     Jit it with the state (argument 1) donated: it is then updated where it lies.
@@ -40,6 +42,7 @@ def step_function(model: Model, bucket: Bucket, attention_backend: str) -> Step:
         model: what is computed; its leaves are the function's first argument.
         bucket: the static shape.
         attention_backend: implementation of the attention ops.
+        keeps_hidden: return hidden states of a DECODE step too.
     """
 
     def step(
@@ -75,7 +78,8 @@ def step_function(model: Model, bucket: Bucket, attention_backend: str) -> Step:
             last_tokens=state.last_tokens.at[slots].set(sampled.token_ids),
             slots=record(state.slots, slots, sampled.token_ids, samples),
         )
-        return new_state, StepOutput(sampled, logits, None if is_decode else hidden)
+        kept = None if is_decode and not keeps_hidden else hidden
+        return new_state, StepOutput(sampled, logits, kept)
 
     return step
 
@@ -87,6 +91,8 @@ def trace_step(
     placement: Placement,
     leaves: Sequence[Leaf],
     state: DeviceState,
+    *,
+    keeps_hidden: bool = False,
 ) -> jax.stages.Traced:
     """Trace the jitted step of one bucket, with the state donated, for lowering it.
 
@@ -97,7 +103,7 @@ def trace_step(
     packed = placement.struct((packed_len(bucket),), jnp.int32)
     arguments = (list(leaves), state, packed)
     step = placement.shard_map(
-        step_function(model, bucket, attention_backend),
+        step_function(model, bucket, attention_backend, keeps_hidden=keeps_hidden),
         arguments,
         lambda specs: (specs[1], PartitionSpec()),
     )

@@ -19,14 +19,10 @@ from jaxserve.scheduler.outputs import (
     continue_with,
     ending,
     make_output,
-)
-from jaxserve.scheduler.plan import (
-    BatchPlan,
-    Chunk,
-    PlanBuilder,
+    row_extras,
     row_logprobs,
-    row_prompt_logprobs,
 )
+from jaxserve.scheduler.plan import BatchPlan, Chunk, PlanBuilder
 from jaxserve.scheduler.sequence import Sequence, Status, make_sequence
 from jaxserve.scheduler.settings import SchedulerConfig
 from jaxserve.scheduler.stats import SchedulerStats, Totals, collect
@@ -210,23 +206,23 @@ class Scheduler:
         self._num_launched -= 1
         token_ids = result.token_ids.tolist()
         samples = plan.inputs.sampling.samples.tolist()
-        has_logprobs, spans = result.logprobs is not None, plan.prompt_spans
+        has_logprobs, has_extras = result.logprobs is not None, plan.has_extras
         outputs: list[TokenOutput] = []
         for row, seq in enumerate(plan.rows):
             if seq.status is Status.FINISHED:
                 continue
-            entries = row_prompt_logprobs(plan, result, row) if spans and row in spans else ()
+            extras = row_extras(plan, result, row) if has_extras else {}
             if samples[row]:
                 logprobs = row_logprobs(result, row, seq) if has_logprobs else ()
                 output = self._accept(seq, token_ids[row], logprobs)
             elif not seq.wants_sample and plan.inputs.kv_lens[row] == seq.num_tokens:
                 self._finish(seq)
                 output = make_output(seq, finish=FinishReason("length"))
-            elif entries:
+            elif extras:
                 output = make_output(seq)
             else:
                 continue
-            outputs.append(output._replace(prompt_logprobs=entries) if entries else output)
+            outputs.append(output._replace(**extras) if extras else output)
         return outputs
 
     def flush_cache(self) -> bool:

@@ -13,6 +13,7 @@ from jaxserve.server.http_errors import json_response
 from jaxserve.server.json_body import JsonObject, parse, read_v1_object, refuse_unsupported
 from jaxserve.server.openai_format import (
     ChunkFormat,
+    LastHidden,
     UsageCount,
     chat_logprobs,
     error_event,
@@ -84,6 +85,10 @@ def _choice(state: ServerState, turn: Turn, i: int, answer: ChatAnswer) -> JsonO
         choice["token_ids"] = chunk.token_ids
     if body.return_token_ids or body.return_prompt_token_ids:
         choice["prompt_token_ids"] = turn.prompt_ids
+    if body.return_hidden_states:
+        hidden = LastHidden(1)
+        hidden.update(0, chunk.hidden_states)
+        choice["hidden_states"] = hidden.of(0)
     if body.return_meta_info:
         choice["meta_info"] = _meta_info(state, turn, i, answer)
     return choice
@@ -139,17 +144,24 @@ async def _events(
     chunk_format = ChunkFormat(
         turn.rid, "chat.completion.chunk", turn.created, body.model, turn.num_choices
     )
+    hidden = LastHidden(turn.num_choices)
 
     def data_of(delta: Delta) -> bytes:
         i, reasoning, content, calls, finish, chunk, reasoning_tokens = delta
         if is_bare and finish is None and content and not reasoning and not calls:
             return chunk_format.bare_content(i, content)
         count.update(i, chunk.usage, reasoning_tokens)
+        hidden.update(i, chunk.hidden_states)
         logprobs = chat_logprobs(chunk.logprobs, state.llm) if body.logprobs else None
         extras = ids_member("token_ids", chunk.token_ids) if body.return_token_ids else b""
         return chunk_data(chunk_format, delta, logprobs, extras, count.member())
 
-    is_bare = not (options.continuous_usage_stats or body.logprobs or body.return_token_ids)
+    is_bare = not (
+        options.continuous_usage_stats
+        or body.logprobs
+        or body.return_token_ids
+        or body.return_hidden_states
+    )
     prompt_ids = ids_member("prompt_token_ids", turn.prompt_ids) if body.return_token_ids else b""
     usage = count.member()
     roles = b"".join(chunk_format.role(i, prompt_ids, usage) for i in range(turn.num_choices))
@@ -157,6 +169,8 @@ async def _events(
     async for delta in deltas:
         if data := data_of(delta):
             yield data
+    if data := hidden.data(chunk_format.chat_hidden_states):
+        yield data
     if body.return_cached_tokens_details:
         yield chunk_format.without_choices("sglext", count.sglext())
     if options.include_usage or state.config.stream_response_default_include_usage:

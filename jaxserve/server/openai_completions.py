@@ -14,6 +14,7 @@ from jaxserve.server.http_errors import json_response
 from jaxserve.server.json_body import JsonObject, parse, read_v1_object, refuse_unsupported
 from jaxserve.server.openai_format import (
     ChunkFormat,
+    LastHidden,
     UsageCount,
     completion_logprobs,
     error_event,
@@ -34,6 +35,7 @@ class _Choice:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    hidden: LastHidden = field(default_factory=lambda: LastHidden(1))
     finish: FinishReason | None = None
 
     @property
@@ -144,6 +146,7 @@ async def _whole(answer: _Answer) -> JsonObject:
         choice.text += chunk.text
         choice.token_ids += chunk.token_ids
         choice.logprobs += (*chunk.prompt_logprobs, *chunk.logprobs)
+        choice.hidden.update(0, chunk.hidden_states)
         choice.finish = chunk.finish
         count.update(i, chunk.usage)
     whole: JsonObject = {
@@ -184,6 +187,8 @@ def _choice(answer: _Answer, i: int, choice: _Choice) -> JsonObject:
     if answer.body.return_token_ids:
         members["token_ids"] = choice.token_ids
         members["prompt_token_ids"] = answer.opened.streams[choice.stream].prompt_ids
+    if answer.body.return_hidden_states:
+        members["hidden_states"] = choice.hidden.of(0)
     return members
 
 
@@ -195,13 +200,17 @@ async def _events(
 ) -> AsyncGenerator[bytes, None]:
     body = answer.body
     count = answer.usage_count()
-    options, config = body.stream_options, answer.state.config
+    options = body.stream_options
     chunk_format = ChunkFormat(
         answer.rid, "text_completion", answer.created, body.model, answer.num_choices
     )
 
+    hidden = LastHidden(answer.num_choices)
     is_bare = not (
-        options.continuous_usage_stats or body.logprobs is not None or body.return_token_ids
+        options.continuous_usage_stats
+        or body.logprobs is not None
+        or body.return_token_ids
+        or body.return_hidden_states
     )
 
     def data_of(i: int, chunk: TextChunk) -> bytes:
@@ -209,6 +218,7 @@ async def _events(
         if is_bare and chunk.text and chunk.finish is None:
             return chunk_format.bare_text(i, chunk.text)
         count.update(i, chunk.usage)
+        hidden.update(i, chunk.hidden_states)
         logprobs = chunk.prompt_logprobs + chunk.logprobs
         if not (chunk.text or logprobs or chunk.finish is not None):
             return b""
@@ -224,10 +234,19 @@ async def _events(
     async for i, chunk in chunks:
         if data := data_of(i, chunk):
             yield data
-    if body.return_cached_tokens_details:
-        yield chunk_format.without_choices("sglext", count.sglext())
-    if options.include_usage or config.stream_response_default_include_usage:
-        yield chunk_format.without_choices("usage", count.as_dict())
+    if data := hidden.data(chunk_format.text_hidden_states) + _closing(answer, chunk_format, count):
+        yield data
+
+
+def _closing(answer: _Answer, chunk_format: ChunkFormat, count: UsageCount) -> bytes:
+    """What is told of the whole request at the end."""
+    data = b""
+    if answer.body.return_cached_tokens_details:
+        data += chunk_format.without_choices("sglext", count.sglext())
+    is_default = answer.state.config.stream_response_default_include_usage
+    if answer.body.stream_options.include_usage or is_default:
+        data += chunk_format.without_choices("usage", count.as_dict())
+    return data
 
 
 def _opening(answer: _Answer, chunk_format: ChunkFormat, usage: bytes) -> bytes:

@@ -6,6 +6,7 @@ once per request, so that a token costs one small ``orjson.dumps`` and one join.
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import orjson
 
 from jaxserve.errors import JaxserveError
@@ -20,6 +21,28 @@ JsonObject = dict[str, object]
 _OPEN = b'"finish_reason":null,"matched_stop":null'
 _CONTENT_TAIL = b',"reasoning_content":null},"logprobs":null,%b}]}\n\n' % _OPEN
 _TEXT_TAIL = b',"logprobs":null,%b}]}\n\n' % _OPEN
+
+
+class LastHidden:
+    """The newest hidden state of each choice."""
+
+    def __init__(self, num_choices: int) -> None:
+        self._rows: list[np.ndarray | None] = [None] * num_choices
+
+    def update(self, choice: int, arrays: Sequence[np.ndarray]) -> None:
+        """Take in a chunk's ``hidden_states``."""
+        if arrays:
+            self._rows[choice] = arrays[-1][-1]
+
+    def of(self, choice: int) -> list[float]:
+        """That of one choice; empty when nothing of it was computed."""
+        row = self._rows[choice]
+        return [] if row is None else row.tolist()
+
+    def data(self, write: Callable[[int, list[float]], bytes]) -> bytes:
+        """The chunks that ``write`` makes of those there are."""
+        rows = enumerate(self._rows)
+        return b"".join(write(i, row.tolist()) for i, row in rows if row is not None)
 
 
 class UsageCount:
@@ -221,6 +244,14 @@ class ChunkFormat:
     def bare_text(self, choice: int, text: str) -> bytes:
         """``text`` with nothing beside it."""
         return self._text_heads[choice] + orjson.dumps(text) + _TEXT_TAIL
+
+    def chat_hidden_states(self, choice: int, states: list[float]) -> bytes:
+        """A chunk of its own, after the last one of all chat choices."""
+        return self._delta(choice, b'"hidden_states":%b' % orjson.dumps(states), b"null", b"", b"")
+
+    def text_hidden_states(self, choice: int, states: list[float]) -> bytes:
+        """Likewise of completion choices."""
+        return self.text(choice, "", None, None, b',"hidden_states":%b' % orjson.dumps(states), b"")
 
     def without_choices(self, name: str, value: JsonObject) -> bytes:
         """A chunk that tells of the whole request: its ``usage``, ``sglext``."""

@@ -5,13 +5,13 @@ Unknown fields are ignored; null is absent; a known field that is not built is r
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.native_request import MAX_N, cache_namespace, session_params
-from jaxserve.request import SamplingParams, SessionParams
+from jaxserve.request import HiddenStates, SamplingParams, SessionParams
 from jaxserve.sampling_dict import sampling_params_from_dict
 from jaxserve.server.json_body import JsonObject
 from jaxserve.server.output_grammar import grammar_of
@@ -31,7 +31,6 @@ COMMON_UNSUPPORTED = {
     "custom_logit_processor": _PROCESSOR,
     "custom_params": _PROCESSOR,
     "watermark": "texts are not watermarked",
-    "return_hidden_states": _LATER,
     "return_routed_experts": _LATER,
     "bootstrap_host": _DISAGGREGATION,
     "bootstrap_port": _DISAGGREGATION,
@@ -107,6 +106,13 @@ class CommonBody(BaseModel):
     return_token_ids: Annotated[
         bool, Field(description="Adds `token_ids` and `prompt_token_ids` to every choice.")
     ] = False
+    return_hidden_states: Annotated[
+        bool | Literal["last"],
+        Field(
+            description="Adds `hidden_states` to every choice: the one that its last token was "
+            "made of. Needs --enable-return-hidden-states."
+        ),
+    ] = False
     return_cached_tokens_details: Annotated[
         bool, Field(description="Adds `sglext.cached_tokens_details` to the answer.")
     ] = False
@@ -170,9 +176,12 @@ class CommonBody(BaseModel):
             ebnf=self.ebnf,
             structural_tag=self.structural_tag,
         )
-        if num_logprobs is None and grammar is None:
+        hidden_states: HiddenStates | None = "last" if self.return_hidden_states else None
+        if num_logprobs is None and grammar is None and hidden_states is None:
             return params  # a copy costs a validation
-        return replace(params, num_logprobs=num_logprobs, grammar=grammar)
+        return replace(
+            params, num_logprobs=num_logprobs, grammar=grammar, hidden_states=hidden_states
+        )
 
 
 def sampling_defaults(mode: str, of_model: Mapping[str, object]) -> JsonObject:

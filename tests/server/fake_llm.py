@@ -7,6 +7,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from jaxserve.config import EngineConfig
 from jaxserve.errors import InvalidRequestError, JaxserveError
 from jaxserve.metrics import EngineStats, Metrics
@@ -214,6 +216,7 @@ class FakeStream:
         self._llm = llm
         self._num_tokens = 0
         self._has_sent_prompt_logprobs = False
+        self._num_hidden = 0
 
     async def __aiter__(self) -> AsyncIterator[TextChunk]:
         while True:
@@ -234,6 +237,7 @@ class FakeStream:
             prompt_logprobs=tuple(item for chunk in chunks for item in chunk.prompt_logprobs),
             finish=chunks[-1].finish, usage=chunks[-1].usage, queue_s=chunks[-1].queue_s,
             first_token_s=chunks[-1].first_token_s,
+            hidden_states=tuple(item for chunk in chunks for item in chunk.hidden_states),
         )  # fmt: skip
 
     def close(self) -> None:
@@ -267,7 +271,18 @@ class FakeStream:
             rid=self.rid, index=self.index, text=text, token_ids=token_ids, logprobs=logprobs,
             prompt_logprobs=self._prompt_logprobs(), finish=finish, queue_s=1e-6,
             first_token_s=2e-6, usage=Usage(len(self.prompt_ids), self._num_tokens, 1),
+            hidden_states=self._hidden_states(),
         )  # fmt: skip
+
+    def _hidden_states(self) -> tuple[np.ndarray, ...]:
+        """[p, -p] at position p, up to the one that the newest token is made of."""
+        if self.params.hidden_states is None:
+            return ()
+        stop = len(self.prompt_ids) + max(0, self._num_tokens - 1)
+        start = stop - 1 if self.params.hidden_states == "last" else self._num_hidden
+        self._num_hidden = stop
+        positions = np.arange(start, stop, dtype=np.float32)
+        return (np.stack([positions, -positions], axis=1),) if len(positions) else ()
 
     def _logprob(self, token_id: int, logprob: float | None) -> TokenLogprob:
         if logprob is None:

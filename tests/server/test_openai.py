@@ -340,6 +340,7 @@ async def test_the_official_client_reads_it_all(client: TestClient) -> None:
 async def test_answers_are_what_the_documents_say(client: TestClient) -> None:
     """Every key that is sent is described, and what is described is sent."""
     more = {"n": 2, "return_token_ids": True, "return_cached_tokens_details": True}
+    more["return_hidden_states"] = True
     chat = CHAT | more | {"logprobs": True, "top_logprobs": 1, "return_meta_info": True}
     for described, path, body in (
         (openai_answers.ChatCompletion, "chat/completions", chat),

@@ -117,7 +117,7 @@ async def test_refused_values(client: TestClient, path: str, body: dict, message
 
 @pytest.mark.parametrize(
     "name",
-    ["lora_path", "custom_logit_processor", "return_hidden_states", "bootstrap_room", "watermark"],
+    ["lora_path", "custom_logit_processor", "return_routed_experts", "bootstrap_room", "watermark"],
 )
 async def test_unsupported_fields_are_named(client: TestClient, name: str) -> None:
     for path, body in (("chat/completions", CHAT), ("completions", COMPLETE)):
