@@ -131,9 +131,7 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
     ),
     "logits have the dtype that the model computes in": ("enable-fp32-lm-head",),
     "every layer attends to the whole context": ("swa-full-tokens-ratio",),
-    "reasoning is kept as the model wrote it": (
-        "strip-thinking-cache", "enable-strict-thinking",
-    ),
+    "reasoning is kept as the model wrote it": ("strip-thinking-cache",),
     "white space is --constrained-json-whitespace-pattern": (
         "constrained-json-max-whitespace-cnt",
     ),

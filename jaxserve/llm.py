@@ -23,7 +23,6 @@ from jaxserve.offline import Prompt, Sampling, calls_of, final_bodies, growing_b
 from jaxserve.open_streams import OpenStreams
 from jaxserve.request import (
     PAUSE_MODES,
-    Grammar,
     PauseMode,
     Request,
     SamplingParams,
@@ -203,7 +202,7 @@ class LLM:
         if self.config.allow_auto_truncate:
             clamp_max_new_tokens = True
             prompt_ids = prompt_ids[: self.info.max_req_input_len]
-        matchers = await self._matchers(params.grammar, n)
+        matchers = await self._matchers(params, n)
         # No await from here on: what is checked now holds until the streams exist.
         continuation = None
         if session is not None:
@@ -360,24 +359,27 @@ class LLM:
         token_ids = await self.encode(prompt) if isinstance(prompt, str) else prompt
         return checked_ids(token_ids, self.info.vocab_size)
 
-    async def _matchers(self, grammar: Grammar | None, n: int) -> list[Matcher | None]:
-        if grammar is None:
+    async def _matchers(self, params: SamplingParams, n: int) -> list[Matcher | None]:
+        grammar, thought, compiler = params.grammar, params.thought, self._grammars
+        if grammar is None and (thought is None or not thought.is_limited):
             return [None] * n
-        if self._grammars is None:
+        if compiler is None:
             raise InvalidRequestError(
-                "Grammar-based generation (json_schema, regex, ebnf, structural_tag) is not "
-                "supported when the server is launched with --grammar-backend none, or its "
-                "tokenizer has no end-of-sequence token."
+                "Grammar-based generation (json_schema, regex, ebnf, structural_tag), or a limit "
+                "of reasoning, is not supported when the server is launched with "
+                "--grammar-backend none, or its tokenizer has no end-of-sequence token."
             )
+        if grammar is None:
+            return [compiler.thought_matcher(thought) for _ in range(n)]
         self._num_compiling += 1
         start_s = time.perf_counter()
         try:
-            compiled = await self._grammars.compile(grammar)
+            compiled = await compiler.compile(grammar)
         finally:
             self._num_compiling -= 1
         if time.perf_counter() - start_s >= compiled.compile_s:  # else another had it compiled
             self.metrics.grammar_compiled(compiled.compile_s)
-        return [compiled.new_matcher(grammar.starts_after, grammar.starts_with) for _ in range(n)]
+        return [compiled.new_matcher(thought) for _ in range(n)]
 
     def _settled(
         self, params: SamplingParams, prompt_len: int, clamps: bool | None

@@ -19,6 +19,7 @@ from jaxserve.native_fields import (
     per_prompt,
     scalar,
     string,
+    unsigned,
     wrong_length,
     wrong_type,
 )
@@ -60,7 +61,6 @@ UNSUPPORTED: Mapping[str, str] = {
     ),
     **dict.fromkeys(("data_parallel_rank", "routed_dp_rank"), "there is one replica, of rank 0"),
     "lora_path": "there are no LoRA adapters",
-    "max_thinking_tokens": "nothing ends a model's reasoning but the model and max_new_tokens",
 }
 # Field → the whole message, for those whose first sentence clients know.
 REFUSALS: Mapping[str, str] = {
@@ -116,6 +116,7 @@ class Shown:
     text_in_logprobs: bool = False
     prompt_token_ids: bool = False
     reasoning: bool = False  # the output begins with reasoning: see require_reasoning
+    max_thinking_tokens: int | None = None  # of the reasoning, before its end is forced
     stream: bool = False
     priority: int = 0
 
@@ -239,6 +240,7 @@ def shown(body: Fields) -> Shown:
         text_in_logprobs=scalar(body, "return_text_in_logprobs", False, boolean),
         prompt_token_ids=scalar(body, "return_prompt_token_ids", False, boolean),
         reasoning=scalar(body, "require_reasoning", False, boolean),
+        max_thinking_tokens=scalar(body, "max_thinking_tokens", None, unsigned),
         stream=scalar(body, "stream", False, boolean),
         priority=scalar(body, "priority", 0, integer),
     )

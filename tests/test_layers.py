@@ -126,7 +126,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "prompt_logprobs", "profiler", "runner",
     ),
     "constrained": (
-        "workers", "vocabulary", "matcher", "problems", "schema_rules",
+        "workers", "vocabulary", "thought", "matcher", "problems", "schema_rules",
         "schema_closing", "schema", "ebnf_parser",
         "ebnf", "structural_tag", "sources", "guard", "trial", "compiler",
     ),
@@ -139,7 +139,7 @@ ORDER: dict[str, tuple[str, ...]] = {
              "detokenizer"),
     "server": (
         "tls", "service", "http_errors", "limits", "json_body", "request_log", "state", "sse",
-        "streams", "native_types", "native", "session_endpoints", "output_grammar",
+        "streams", "native_types", "thoughts", "native", "session_endpoints", "output_grammar",
         "openai_types", "chat_messages", "chat_types", "chat_delta", "chat_tools",
         "chat_reasoning", "chat_reader", "chat_turn", "openai_answers", "openai_format",
         "openai_models", "openai_completions", "openai_chat", "score", "text_endpoints", "admin",

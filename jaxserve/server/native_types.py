@@ -133,6 +133,12 @@ class GenerateBody(BaseModel):
         description="The output begins with reasoning: a grammar begins after it, and it is "
         "counted in reasoning_tokens. Needs --reasoning-parser.",
     )
+    max_thinking_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        description="After so many tokens of reasoning its end mark is forced, and the answer "
+        "follows. Needs require_reasoning and --enable-strict-thinking.",
+    )
 
 
 class VertexBody(BaseModel):
