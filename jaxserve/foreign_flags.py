@@ -125,7 +125,7 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
         "abort-on-priority-when-disabled",
     ),
     "the youngest sequence is retracted first": ("retraction-policy=length",),
-    "any session's prefixes stay in the prefix cache": ("enable-streaming-session",),
+    "streaming sessions are always served, out of the prefix cache": ("enable-streaming-session",),
     "a request asks for it: return_prompt_token_ids, return_token_ids": (
         "return-input-ids", "return-output-ids",
     ),

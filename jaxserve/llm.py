@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from jaxserve.admission import checked_ids, settled
 from jaxserve.config import EngineConfig
-from jaxserve.constrained import Matcher
+from jaxserve.constrained import GrammarStats, Matcher
 from jaxserve.errors import ConfigError, InvalidRequestError
 from jaxserve.loop_thread import LoopThread
 from jaxserve.metrics import EngineStats, Metrics
@@ -207,7 +207,7 @@ class LLM:
         continuation = None
         if session is not None:
             bos_token_id = self._tokenizer.bos_token_id
-            continuation = self._sessions.continued(session, prompt_ids, bos_token_id)
+            continuation = self._sessions.continued(session, prompt_ids, bos_token_id, n)
             prompt_ids = checked_ids(continuation.prompt_ids, self.info.vocab_size)
         template = Request(
             rid="",
@@ -258,10 +258,15 @@ class LLM:
         return self._engine.is_paused
 
     def open_session(
-        self, capacity: int, *, session_id: str | None = None, timeout_s: float | None = None
+        self,
+        capacity: int,
+        *,
+        session_id: str | None = None,
+        timeout_s: float | None = None,
+        is_streaming: bool = False,
     ) -> str:
         """Open a session and return its id; see ``SessionStore.open``."""
-        return self._sessions.open(capacity, session_id, timeout_s)
+        return self._sessions.open(capacity, session_id, timeout_s, is_streaming=is_streaming)
 
     def close_session(self, session_id: str) -> None:
         """Forget a session; what it runs goes on.  Idempotent."""
@@ -282,13 +287,11 @@ class LLM:
         await asyncio.wrap_future(self._engine.stop_profile())
 
     def stats(self) -> EngineStats:
-        """The engine's latest numbers, and those of the grammars."""
-        stats = self._engine.stats()
-        if self._grammars is None:
-            return stats
-        grammars = self._grammars.stats()
+        """The engine's latest numbers, and those of the grammars and sessions."""
+        grammars = GrammarStats() if self._grammars is None else self._grammars.stats()
         return replace(
-            stats,
+            self._engine.stats(),
+            num_streaming_sessions=self._sessions.num_streaming,
             num_grammar_queue=self._num_compiling,
             num_grammars_total=grammars.num_compiled,
             num_grammar_cache_hits_total=grammars.num_cache_hits,

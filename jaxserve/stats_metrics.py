@@ -15,6 +15,7 @@ ABSENT = (
     "num_unique_running_routing_keys", "routing_key_running_req_count",
     "routing_key_all_req_count", "prefill_queue_depth", "decode_queue_depth",
     "swa_token_usage", "lora_pool_slots_used", "lora_pool_slots_total",
+    "streaming_session_held_tokens",  # their prefixes are in the prefix cache, as all others
 )  # fmt: skip
 
 
@@ -77,6 +78,7 @@ def _gauges(stats: EngineStats) -> dict[str, tuple[float, str]]:
         "decode_sum_seq_lens": (stats.sum_seq_lens, "Tokens of the running sequences"),
         "gen_throughput": (stats.gen_throughput, "Output tokens per second"),
         "cache_hit_rate": (stats.cache_hit_rate, "Prefix cache hit rate"),
+        "num_streaming_sessions": (stats.num_streaming_sessions, "Open streaming sessions"),
         "utilization": (stats.utilization, "Larger share of slots or KV pool in use"),
         "weight_memory_usage_gb": (stats.weight_bytes / GIB, "Weights on one device, GiB"),
         "kv_cache_memory_usage_gb": (stats.kv_cache_bytes / GIB, "KV pool on one device, GiB"),

@@ -156,7 +156,12 @@ class TextService(Protocol):
         """Undo ``pause``; nothing if nothing is paused."""
 
     def open_session(
-        self, capacity: int, *, session_id: str | None = None, timeout_s: float | None = None
+        self,
+        capacity: int,
+        *,
+        session_id: str | None = None,
+        timeout_s: float | None = None,
+        is_streaming: bool = False,
     ) -> str:
         """Return the session's id.  ``capacity`` in tokens; ``timeout_s`` of idleness close it.
 
