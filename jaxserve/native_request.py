@@ -24,7 +24,7 @@ from jaxserve.native_fields import (
     wrong_type,
 )
 from jaxserve.request import SamplingParams, SessionParams
-from jaxserve.sampling_dict import sampling_params_from_dict
+from jaxserve.sampling_dict import beam_width, sampling_params_from_dict
 
 MAX_N = 1024
 MAX_SEQUENCES = 65_536  # of one request: each costs a few kB and 20 µs before it is queued
@@ -126,12 +126,14 @@ class Call:
     """One prompt to submit.
 
     ``clamps``: nobody asked for max_new_tokens, so it may be shortened to what fits.
+    ``beam_width``: above 1, n is how many of the beams are returned.
     """
 
     prompt: Prompt
     params: SamplingParams
     options: PromptOptions
     clamps: bool
+    beam_width: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +147,21 @@ class GenerateRequest:
     options: list[PromptOptions]
     shown: Shown
 
+    @property
+    def beam_width(self) -> int:
+        """How many beams each prompt is searched with; 1: it is sampled.
+
+        Raises:
+            SamplingFieldError: it is no integer.
+            InvalidRequestError: it is out of its range, or not the same for all prompts.
+        """
+        widths = {beam_width(fields) for fields in self.sampling}
+        if len(widths) > 1:
+            raise InvalidRequestError(
+                "The beam_width should be the same for all samples in sample params."
+            )
+        return widths.pop()
+
     def calls(self) -> tuple[list[Call], int]:
         """The sequences to submit, and n, how often each is sampled.
 
@@ -152,9 +169,14 @@ class GenerateRequest:
             SamplingFieldError: sampling_params cannot be decoded.
             InvalidRequestError: a value is out of its range.
         """
-        _, n = sampling_params_from_dict(self.sampling[0])
-        check_num_sequences(len(self.prompts), n)
-        pairs = [sampling_params_from_dict(fields) for fields in self.sampling]
+        width = self.beam_width
+        sampling = [
+            {name: value for name, value in fields.items() if name != "beam_width"}
+            for fields in self.sampling
+        ]
+        _, n = sampling_params_from_dict(sampling[0])
+        check_num_sequences(len(self.prompts), max(n, width))
+        pairs = [sampling_params_from_dict(fields) for fields in sampling]
         if any(other != n for _, other in pairs):
             raise InvalidRequestError(
                 "The parallel_sample_num should be the same for all samples in sample params."
@@ -165,6 +187,7 @@ class GenerateRequest:
                 self.options[i].applied_to(params),
                 self.options[i],
                 not self.has_limit[i],
+                width,
             )
             for i, (params, _) in enumerate(pairs)
         ], n

@@ -15,6 +15,7 @@ from jaxserve.native_request import Call, GenerateRequest, Shown, parse_generate
 from jaxserve.parsers import reasoning_format
 from jaxserve.request import HEALTH_CHECK_RID, SamplingParams, Thought
 from jaxserve.sampling_dict import FIELDS
+from jaxserve.server.beams import BeamGeneration
 from jaxserve.server.http_errors import (
     BodyError,
     json_response,
@@ -166,12 +167,15 @@ def _vertex_body(instances: list[JsonObject], parameters: JsonObject) -> JsonObj
     return body
 
 
-def _generation(request: web.Request, body: JsonObject) -> Generation:
+def _generation(request: web.Request, raw: JsonObject) -> Generation | BeamGeneration:
     state = request.app[STATE]
-    return Generation(state, parse_generate(body, state.config.preferred_sampling_params))
+    body = parse_generate(raw, state.config.preferred_sampling_params)
+    return BeamGeneration(state, body) if body.beam_width > 1 else Generation(state, body)
 
 
-async def _stream(request: web.Request, generation: Generation) -> web.StreamResponse:
+async def _stream(
+    request: web.Request, generation: Generation | BeamGeneration
+) -> web.StreamResponse:
     try:
         await generation.submit()
     except SamplingFieldError:

@@ -43,7 +43,13 @@ class SamplingBody(BaseModel, extra="forbid"):
         le=1024,
         description="The same for all prompts of a batch; at most 65,536 sequences in a request.",
     )
-    beam_width: int | None = Field(default=None, description="Above 1: 400.")
+    beam_width: int | None = Field(
+        default=None,
+        ge=1,
+        le=10,
+        description="Above 1: beam search. `n` is how many beams are returned, in "
+        "`meta_info.beam_results`, the best also as the answer. Nothing is sampled.",
+    )
     json_schema: str | dict[str, Any] | None = Field(
         default=None, description="At most one of these four; an empty string is none."
     )
@@ -175,6 +181,12 @@ class MetaInfo(BaseModel):
     weight_version: str
     num_retractions: int
     e2e_latency: float | None = None
+    sequence_score: float | None = Field(
+        default=None, description="This and the next of a beam search: the logprob per token."
+    )
+    beam_results: list[dict[str, Any]] | None = Field(
+        default=None, description="Answers, best first; the first has a whole meta_info."
+    )
     input_token_logprobs: LogprobEntries | None = None
     output_token_logprobs: LogprobEntries | None = None
     output_token_logprobs_length: int | None = None

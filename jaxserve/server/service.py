@@ -60,6 +60,10 @@ class ModelInfo(Protocol):
         """Width of the logits; token ids are below it."""
 
     @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Each ends an output."""
+
+    @property
     def model_type(self) -> str: ...
 
     @property

@@ -33,6 +33,7 @@ class FakeInfo:
     max_total_num_tokens: int = 4096
     max_req_input_len: int = 511
     vocab_size: int = 1000
+    eos_token_ids: tuple[int, ...] = (EOS,)
     model_type: str = "llama"
     architectures: tuple[str, ...] = ("LlamaForCausalLM",)
     weight_version: str = "v7"
