@@ -105,6 +105,7 @@ class ServerConfig:
     admin_api_key: str | None = None  # opens what controls the server; see server/auth.py
     reasoning_parser: str | None = None  # name, or "auto": what the chat template tells
     tool_call_parser: str | None = None  # likewise
+    enable_strict_thinking: bool = False  # budgets of reasoning; it ends with its mark only
     incremental_streaming_output: bool = False  # events of /generate hold what is new only
     preferred_sampling_params: Mapping[str, object] | None = None  # /generate's defaults
     enable_response_store: bool = False  # keep responses of /v1/responses in memory

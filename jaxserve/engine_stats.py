@@ -51,6 +51,7 @@ class EngineStats:
     kv_cache_bytes: int = 0
     free_bytes_at_start: int = 0
     device_name: str = ""  # as it calls itself
+    num_streaming_sessions: int = 0  # that are open
     # grammars
     num_grammar_queue: int = 0  # requests whose grammar is being compiled
     num_grammars_total: int = 0

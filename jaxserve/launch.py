@@ -156,6 +156,11 @@ def _build_llm(engine_config: EngineConfig, server_config: ServerConfig) -> Text
 
 async def _make_ready(state: ServerState, llm: TextService, start_s: float, address: str) -> None:
     config, info = llm.config, llm.info
+    if state.config.enable_strict_thinking and info.reasoning_parser is None:
+        raise ConfigError(
+            "--enable-strict-thinking: the chat template tells --reasoning-parser auto of no "
+            "reasoning; name the parser, or leave --enable-strict-thinking away"
+        )
     logger.info(
         "max_total_num_tokens=%s, chunked_prefill_size=%s, max_running_requests=%s, context_len=%s",
         info.max_total_num_tokens,

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from jaxserve.admission import checked_ids, read_limit, settled
 from jaxserve.config import EngineConfig
-from jaxserve.constrained import Matcher
+from jaxserve.constrained import GrammarStats, Matcher
 from jaxserve.errors import ConfigError, InvalidRequestError, UnsupportedFeatureError
 from jaxserve.loop_thread import LoopThread
 from jaxserve.metrics import EngineStats, Metrics
@@ -23,7 +23,6 @@ from jaxserve.offline import Prompt, Sampling, calls_of, final_bodies, growing_b
 from jaxserve.open_streams import OpenStreams
 from jaxserve.request import (
     PAUSE_MODES,
-    Grammar,
     PauseMode,
     Request,
     SamplingParams,
@@ -213,12 +212,12 @@ class LLM:
         if self.config.allow_auto_truncate:
             clamp_max_new_tokens = True
             prompt_ids = prompt_ids[: self.info.max_req_input_len]
-        matchers = await self._matchers(params.grammar, n)
+        matchers = await self._matchers(params, n)
         # No await from here on: what is checked now holds until the streams exist.
         continuation = None
         if session is not None:
             bos_token_id = self._tokenizer.bos_token_id
-            continuation = self._sessions.continued(session, prompt_ids, bos_token_id)
+            continuation = self._sessions.continued(session, prompt_ids, bos_token_id, n)
             prompt_ids = checked_ids(continuation.prompt_ids, self.info.vocab_size)
         template = Request(
             rid="",
@@ -269,10 +268,15 @@ class LLM:
         return self._engine.is_paused
 
     def open_session(
-        self, capacity: int, *, session_id: str | None = None, timeout_s: float | None = None
+        self,
+        capacity: int,
+        *,
+        session_id: str | None = None,
+        timeout_s: float | None = None,
+        is_streaming: bool = False,
     ) -> str:
         """Open a session and return its id; see ``SessionStore.open``."""
-        return self._sessions.open(capacity, session_id, timeout_s)
+        return self._sessions.open(capacity, session_id, timeout_s, is_streaming=is_streaming)
 
     def close_session(self, session_id: str) -> None:
         """Forget a session; what it runs goes on.  Idempotent."""
@@ -293,13 +297,11 @@ class LLM:
         await asyncio.wrap_future(self._engine.stop_profile())
 
     def stats(self) -> EngineStats:
-        """The engine's latest numbers, and those of the grammars."""
-        stats = self._engine.stats()
-        if self._grammars is None:
-            return stats
-        grammars = self._grammars.stats()
+        """The engine's latest numbers, and those of the grammars and sessions."""
+        grammars = GrammarStats() if self._grammars is None else self._grammars.stats()
         return replace(
-            stats,
+            self._engine.stats(),
+            num_streaming_sessions=self._sessions.num_streaming,
             num_grammar_queue=self._num_compiling,
             num_grammars_total=grammars.num_compiled,
             num_grammar_cache_hits_total=grammars.num_cache_hits,
@@ -370,24 +372,27 @@ class LLM:
         token_ids = await self.encode(prompt) if isinstance(prompt, str) else prompt
         return checked_ids(token_ids, self.info.vocab_size)
 
-    async def _matchers(self, grammar: Grammar | None, n: int) -> list[Matcher | None]:
-        if grammar is None:
+    async def _matchers(self, params: SamplingParams, n: int) -> list[Matcher | None]:
+        grammar, thought, compiler = params.grammar, params.thought, self._grammars
+        if grammar is None and (thought is None or not thought.is_limited):
             return [None] * n
-        if self._grammars is None:
+        if compiler is None:
             raise InvalidRequestError(
-                "Grammar-based generation (json_schema, regex, ebnf, structural_tag) is not "
-                "supported when the server is launched with --grammar-backend none, or its "
-                "tokenizer has no end-of-sequence token."
+                "Grammar-based generation (json_schema, regex, ebnf, structural_tag), or a limit "
+                "of reasoning, is not supported when the server is launched with "
+                "--grammar-backend none, or its tokenizer has no end-of-sequence token."
             )
+        if grammar is None:
+            return [compiler.thought_matcher(thought) for _ in range(n)]
         self._num_compiling += 1
         start_s = time.perf_counter()
         try:
-            compiled = await self._grammars.compile(grammar)
+            compiled = await compiler.compile(grammar)
         finally:
             self._num_compiling -= 1
         if time.perf_counter() - start_s >= compiled.compile_s:  # else another had it compiled
             self.metrics.grammar_compiled(compiled.compile_s)
-        return [compiled.new_matcher(grammar.starts_after, grammar.starts_with) for _ in range(n)]
+        return [compiled.new_matcher(thought) for _ in range(n)]
 
     def _settled(
         self, params: SamplingParams, prompt_len: int, clamps: bool | None

@@ -73,6 +73,7 @@ class ModelInfo:
     model_type: str
     architectures: tuple[str, ...]
     load_format: str
+    eos_token_ids: tuple[int, ...] = ()  # each ends an output
     chat_template: str | None = None  # its Jinja source
     reasoning_parser: str | None = None
     tool_call_parser: str | None = None
@@ -149,6 +150,7 @@ def load_model(
         model_type=model_config.model_type,
         architectures=model_config.architectures,
         load_format=source.format,
+        eos_token_ids=model_config.eos_token_ids,
         chat_template=tokenizer.chat_template,
         reasoning_parser=parsers[0],
         tool_call_parser=parsers[1],

@@ -29,18 +29,35 @@ HiddenStates = Literal["all", "last"]
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What an output must match.
-
-    ``starts_after`` are the token ids that end the reasoning: until the output ends with them,
-    anything may be generated.  Empty: the first token is constrained already.  ``starts_with`` is
-    the token that begins the reasoning, where the output may do without: any other first token
-    is constrained already.
-    """
+    """What an output must match, from the end of its ``Thought`` on where it has one."""
 
     kind: GrammarKind
     source: str
-    starts_after: tuple[int, ...] = ()
-    starts_with: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thought:
+    """The reasoning before an answer: anything may be generated there, up to its end mark.
+
+    ``end_ids`` spell the mark; its text ends the reasoning too, however it is cut into tokens.
+    ``start_ids`` spell what begins it, where an output may do without; empty: it has begun.
+    ``answer_pattern``: a regex of what stands between the reasoning and the answer, where that is
+    more than the end mark.  ``budget``: after so many tokens, the start mark among them, the end
+    mark is forced; None: there is no limit.  ``is_strict``: inside, neither ``call_id`` (the token
+    that begins a tool call) may come nor a token that ends the output.
+    """
+
+    end_ids: tuple[int, ...]
+    start_ids: tuple[int, ...] = ()
+    answer_pattern: str | None = None
+    budget: int | None = None
+    is_strict: bool = False
+    call_id: int | None = None
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether some tokens may be refused in it."""
+        return self.is_strict or self.budget is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +70,7 @@ class SamplingParams:
     ``logprob_token_ids`` asks at every such position for these tokens' logprobs too.
     ``prompt_logprobs_start`` asks for logprobs of the prompt's tokens from that position on.
     ``hidden_states`` asks for what logits are made of: at "all" positions, or at the "last" one.
+    ``thought=None``: the output is not known to reason, and a grammar holds from its first token.
     ``stream_interval=None`` leaves it to the server how many tokens make an event.
 
     Raises:
@@ -79,6 +97,7 @@ class SamplingParams:
     prompt_logprobs_start: int | None = None
     hidden_states: HiddenStates | None = None
     grammar: Grammar | None = None
+    thought: Thought | None = None
     stream_interval: int | None = None
     skip_special_tokens: bool = True
     no_stop_trim: bool = False

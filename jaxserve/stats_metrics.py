@@ -26,6 +26,9 @@ ALWAYS_ZERO: Mapping[str, tuple[str, ...]] = {
     "there is no LoRA": (
         "lora_pool_slots_used", "lora_pool_slots_total", "lora_pool_utilization",
     ),
+    "the prefixes of sessions are in the prefix cache, as all others": (
+        "streaming_session_held_tokens",
+    ),
 }  # fmt: skip
 NOT_EMITTED: Mapping[str, tuple[str, ...]] = {
     "there is no speculative decoding": ("spec_verify_calls_total",),
@@ -36,9 +39,6 @@ NOT_EMITTED: Mapping[str, tuple[str, ...]] = {
         "new_token_ratio",
     ),
     "weights are loaded once, at the start": ("weight_load_duration_seconds",),
-    "sessions keep token ids; their KV is the prefix cache's": (
-        "num_streaming_sessions", "streaming_session_held_tokens",
-    ),
     "the prefix cache is on the device only": (
         "hicache_host_used_tokens", "hicache_host_total_tokens", "hicache_backup_tokens_total",
         "load_back_tokens_total", "prefetched_tokens_total", "backuped_tokens_total",
@@ -108,6 +108,7 @@ def _gauges(stats: EngineStats) -> dict[str, tuple[float, str]]:
         "decode_sum_seq_lens": (stats.sum_seq_lens, "Tokens of the running sequences"),
         "gen_throughput": (stats.gen_throughput, "Output tokens per second"),
         "cache_hit_rate": (stats.cache_hit_rate, "Prefix cache hit rate"),
+        "num_streaming_sessions": (stats.num_streaming_sessions, "Open streaming sessions"),
         "utilization": (stats.utilization, "Larger share of slots or KV pool in use"),
         "weight_memory_usage_gb": (stats.weight_bytes / GIB, "Weights on one device, GiB"),
         "kv_cache_memory_usage_gb": (stats.kv_cache_bytes / GIB, "KV pool on one device, GiB"),

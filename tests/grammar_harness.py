@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from jaxserve.constrained import CompiledGrammar, GrammarError, Matcher, Vocabulary, fill_masks
 
 SUITE = Path(__file__).parent / "constrained" / "suite"
-EOS, OTHER_EOS, BOS = 0, 1, 2
+EOS, OTHER_EOS, BOS, CALL = 0, 1, 2, 3
 SPECIAL = ("<eos>", "<eot>", "<bos>", "<call>")
 FREE_TOKENS = 40  # drawn freely before the walk makes for the end
 MAX_TOKENS = 4000

@@ -75,6 +75,18 @@ def test_prefixes_match_as_in_sglang() -> None:
         (["--page-size", "x"], "argument --page-size: invalid int value: 'x'"),
         (["--dtype", "int3"], "argument --dtype: invalid choice: 'int3'"),
         (["--log-level", "loud"], "argument --log-level: invalid choice: 'loud'"),
+        (
+            ["--enable-strict-thinking"],
+            "--enable-strict-thinking must know how the model marks its reasoning: give "
+            "--reasoning-parser a name, or auto",
+        ),
+        (
+            [
+                *("--enable-strict-thinking", "--reasoning-parser", "auto"),
+                *("--grammar-backend", "none"),
+            ],
+            "--enable-strict-thinking masks tokens: leave --grammar-backend none away",
+        ),
     ],
 )
 def test_mistakes_are_named(

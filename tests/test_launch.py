@@ -194,6 +194,13 @@ async def test_a_port_in_use_is_told_before_the_model_is_loaded() -> None:
             await launch.serve(EngineConfig(), ServerConfig(port=port), pytest.fail)
 
 
+async def test_strict_thinking_needs_a_model_that_thinks(llm: FakeLLM) -> None:
+    config = ServerConfig(port=0, reasoning_parser="auto", enable_strict_thinking=True)
+    with pytest.raises(ConfigError, match="the chat template tells --reasoning-parser auto of no"):
+        await launch.serve(EngineConfig(), config, lambda _: llm)
+    assert llm.has_shut_down
+
+
 async def test_an_address_of_another_machine_is_refused() -> None:
     config = ServerConfig(host="203.0.113.7", port=0)
     with pytest.raises(ConfigError, match="cannot listen on --host 203.0.113.7 --port 0: "):

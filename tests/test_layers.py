@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "sampling_dict": {"request", "errors", "native_fields"},
     "native_request": {"request", "errors", "native_fields", "sampling_dict"},
     "native_format": {"request"},
+    "beam_search": set(),
     "parsers": {"errors"},
     # siblings: they never import each other
     "scheduler": {"request", "batch", "config", "errors"},
@@ -83,7 +84,7 @@ ALLOWED: dict[str, set[str]] = {
     # The server knows LLM only as a Protocol of its own: the port answers before jax is loaded.
     "server": {
         "parsers", "request", "config", "errors", "metrics", "sampling_dict", "native_format",
-        "native_fields", "native_request",
+        "native_fields", "native_request", "beam_search",
     },
     "flag_values": {"errors", "sampling_dict"},
     "foreign_flags": set(),
@@ -104,7 +105,7 @@ FORBIDDEN_THIRD_PARTY: dict[str, set[str]] = {
     ),
     **dict.fromkeys(
         ("request", "batch", "engine_stats", "histogram", "stats_metrics", "metrics", "scheduler",
-         "text", "server", "llm", "engine", "sampling_dict",
+         "text", "server", "llm", "engine", "sampling_dict", "beam_search",
          "native_format", "utils", "xla_flags"),
         {"jax", "flax"},
     ),
@@ -124,10 +125,10 @@ ORDER: dict[str, tuple[str, ...]] = {
     "executor": (
         "device", "bounds", "blocks", "truncation", "logprobs", "sharding", "warmup", "slots",
         "sampling", "sampler", "kv_pool", "kernel_check", "attention_backend", "packing", "step",
-        "prompt_logprobs", "hidden_states", "profiler", "runner",
+        "late_sampler", "prompt_logprobs", "hidden_states", "profiler", "runner",
     ),
     "constrained": (
-        "workers", "vocabulary", "matcher", "problems", "schema_rules",
+        "workers", "vocabulary", "thought", "matcher", "problems", "schema_rules",
         "schema_closing", "schema", "ebnf_parser",
         "ebnf", "structural_tag", "sources", "guard", "trial", "compiler",
     ),
@@ -140,8 +141,8 @@ ORDER: dict[str, tuple[str, ...]] = {
              "detokenizer"),
     "server": (
         "tls", "service", "http_errors", "limits", "json_body", "request_log", "state", "sse",
-        "streams", "native_types", "native", "session_endpoints", "output_grammar",
-        "openai_types", "chat_messages", "chat_types", "chat_delta", "chat_tools",
+        "streams", "native_types", "thoughts", "beams", "native", "session_endpoints",
+        "output_grammar", "openai_types", "chat_messages", "chat_types", "chat_delta", "chat_tools",
         "chat_reasoning", "chat_reader", "chat_turn", "openai_answers", "openai_format",
         "openai_models", "openai_completions", "openai_chat", "score", "text_endpoints", "admin",
         "blocks", "foreign_bodies", "foreign_answers", "responses_types", "responses_items",

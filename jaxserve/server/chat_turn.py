@@ -105,12 +105,20 @@ async def open_turn(
         OverloadedError: the queue is full.
     """
     llm = state.llm
-    body.check(llm.info.context_len, clamps=clamps)
+    is_strict = state.config.enable_strict_thinking
+    body.check(llm.info.context_len, clamps=clamps, is_strict=is_strict)
     defaults = sampling_defaults(state.config.sampling_defaults, llm.info.generation_defaults)
     params = body.sampling_params(body.max_new_tokens, body.num_logprobs, defaults)
     prompt = await _render(state, body)
     reasoning = replace(
-        await reasoning_of_prompt(llm, prompt.ids, prompt.kwargs, _continued(body)),
+        await reasoning_of_prompt(
+            llm,
+            prompt.ids,
+            prompt.kwargs,
+            _continued(body),
+            is_strict=is_strict,
+            budget=body.thinking_budget,
+        ),
         is_separate=body.separate_reasoning,
         is_streamed=body.stream_reasoning,
         ends_at_tool_call=prompt.tools.is_read,
@@ -181,12 +189,16 @@ def _constrained(params: SamplingParams, tools: ToolUse, reasoning: ReasoningUse
     """With the one grammar there is, from the end of the reasoning on."""
     keeps_special = reasoning.needs_special_tokens or tools.needs_special_tokens
     grammar = params.grammar or tools.grammar
-    if grammar is None and not keeps_special:
+    thought = reasoning.thought
+    if grammar is None and not (thought is not None and thought.is_limited):
+        thought = None  # anything may come in it, and after it
+    if grammar is None and thought is None and not keeps_special:
         return params  # a copy costs a validation
     if params.grammar is not None and tools.is_read:
         grammar = tools.or_calls(params.grammar)
     return replace(
         params,
-        grammar=None if grammar is None else reasoning.held_off(grammar),
+        grammar=grammar,
+        thought=thought,
         skip_special_tokens=params.skip_special_tokens and not keeps_special,
     )

@@ -60,6 +60,10 @@ class ModelInfo(Protocol):
         """Width of the logits; token ids are below it."""
 
     @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Each ends an output."""
+
+    @property
     def model_type(self) -> str: ...
 
     @property
@@ -171,7 +175,12 @@ class TextService(TokenTexts, Protocol):
         """Undo ``pause``; nothing if nothing is paused."""
 
     def open_session(
-        self, capacity: int, *, session_id: str | None = None, timeout_s: float | None = None
+        self,
+        capacity: int,
+        *,
+        session_id: str | None = None,
+        timeout_s: float | None = None,
+        is_streaming: bool = False,
     ) -> str:
         """Return the session's id.  ``capacity`` in tokens; ``timeout_s`` of idleness close it.
 

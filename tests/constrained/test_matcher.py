@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from grammar_harness import (
     BOS,
+    CALL,
     EOS,
     OTHER_EOS,
     allowed,
@@ -17,10 +18,11 @@ from grammar_harness import (
 
 from jaxserve.constrained import CompiledGrammar, GrammarCompiler, Vocabulary, fill_masks
 from jaxserve.errors import GrammarError
-from jaxserve.request import Grammar
+from jaxserve.request import Grammar, Thought
 
-CALL = 3
 THINK_END = (10, 11)
+REASONING = Thought(end_ids=THINK_END)
+MAYBE = Thought(end_ids=THINK_END, start_ids=(CALL,))
 
 
 def compiled(compiler: GrammarCompiler, kind: str, source: str) -> CompiledGrammar:
@@ -120,7 +122,7 @@ def test_a_token_that_does_not_fit_is_an_error(compiler: GrammarCompiler) -> Non
 
 def test_nothing_is_masked_before_the_reasoning_has_ended(compiler: GrammarCompiler) -> None:
     vocabulary = byte_level()
-    matcher = compiled(compiler, "regex", "[0-9]").new_matcher(THINK_END)
+    matcher = compiled(compiler, "regex", "[0-9]").new_matcher(REASONING)
     assert not matcher.is_active and not matcher.forced_tokens() and not matcher.may_end
     assert len(allowed(matcher, vocabulary)) == vocabulary.num_mask_words * 32
     matcher.accept([10, 10, 500])
@@ -133,12 +135,12 @@ def test_the_first_token_decides_whether_there_is_reasoning(compiler: GrammarCom
     vocabulary = byte_level()
     grammar = compiled(compiler, "regex", "[0-9]a")
     digits = set(allowed(grammar.new_matcher(), vocabulary))
-    undecided = grammar.new_matcher(THINK_END, starts_with=CALL)
+    undecided = grammar.new_matcher(MAYBE)
     assert undecided.is_active and not undecided.forced_tokens()
     assert set(allowed(undecided, vocabulary)) == digits | {CALL}
     undecided.accept([CALL])
     assert not undecided.is_active
-    answering = grammar.new_matcher(THINK_END, starts_with=CALL)
+    answering = grammar.new_matcher(MAYBE)
     answering.accept(spelled("7", vocabulary))
     assert answering.is_active
     assert CALL not in allowed(answering, vocabulary)
@@ -162,9 +164,9 @@ def test_masks_of_many_rows(
     vocabulary.__dict__.pop("executor", None)
     matchers = [
         compiled(compiler, "regex", "[ab]+").new_matcher(),
-        compiled(compiler, "regex", "[0-9]").new_matcher(THINK_END),
+        compiled(compiler, "regex", "[0-9]").new_matcher(REASONING),
         compiled(compiler, "json_schema", "{}").new_matcher(),
-        compiled(compiler, "regex", "x").new_matcher(THINK_END, starts_with=CALL),
+        compiled(compiler, "regex", "x").new_matcher(MAYBE),
     ]
     masks = np.zeros((4, vocabulary.num_mask_words), np.uint32)
     fill_masks(matchers, masks)

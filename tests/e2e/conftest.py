@@ -46,5 +46,6 @@ def thinking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSe
     template = folder / "thinking.jinja"
     template.write_text(THINKING_TEMPLATE)
     flags = f"--model-path {checkpoint} --chat-template {template} --reasoning-parser qwen3"
+    flags += " --enable-strict-thinking"
     with launched(folder / "log", f"{flags} --api-compat 0.3 {SMALL}") as server:
         yield server

@@ -36,6 +36,7 @@ class FakeInfo:
     max_total_num_tokens: int = 4096
     max_req_input_len: int = 511
     vocab_size: int = 1000
+    eos_token_ids: tuple[int, ...] = (EOS,)
     model_type: str = "llama"
     architectures: tuple[str, ...] = ("LlamaForCausalLM",)
     weight_version: str = "v7"
@@ -91,6 +92,7 @@ class FakeLLM:
         self.is_paused = False
         self.paused_in: list[str] = []  # modes
         self.sessions: dict[str, tuple[int, float | None]] = {}  # id -> capacity, timeout_s
+        self.streaming_sessions: set[str] = set()
         self.profiles: list[object] = []
         self._serial = itertools.count()
 
@@ -175,12 +177,14 @@ class FakeLLM:
         self.is_paused = False
 
     def open_session(
-        self, capacity: int, *, session_id: str | None = None, timeout_s: float | None = None
-    ) -> str:
+        self, capacity: int, *, session_id: str | None = None, timeout_s: float | None = None,
+        is_streaming: bool = False,
+    ) -> str:  # fmt: skip
         session_id = session_id or f"session{len(self.sessions)}"
         if session_id in self.sessions:
             raise InvalidRequestError(f"Session {session_id!r} is open already.")
         self.sessions[session_id] = (capacity, timeout_s)
+        self.streaming_sessions |= {session_id} if is_streaming else set()
         return session_id
 
     def close_session(self, session_id: str) -> None:

@@ -238,6 +238,18 @@ async def test_an_edit_that_keeps_everything_is_taken(client: TestClient) -> Non
     assert "`context_management` is not supported: a conv" in answer["error"]["message"]
 
 
+BUDGET = ASK | {"max_tokens": 2000, "thinking": {"type": "enabled", "budget_tokens": 1024}}
+
+
+@pytest.mark.parametrize("config", [ServerConfig(enable_strict_thinking=True), ServerConfig()])
+async def test_a_budget_is_kept_to_where_thinking_is_strict(
+    client: TestClient, thinker: FakeLLM, config: ServerConfig
+) -> None:
+    await message_of(client, BUDGET)
+    thought = thinker.submitted[-1].params.thought
+    assert (thought and thought.budget) == (1024 if config.enable_strict_thinking else None)
+
+
 # --- refusals ---
 
 REFUSED = [
