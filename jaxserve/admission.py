@@ -6,7 +6,8 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from jaxserve.errors import ContextLengthError, InvalidRequestError
+from jaxserve.config import EngineConfig
+from jaxserve.errors import ContextLengthError, InvalidRequestError, UnsupportedFeatureError
 from jaxserve.model_parts import ModelInfo
 from jaxserve.request import SamplingParams, check_in_vocabulary
 
@@ -70,6 +71,15 @@ def settled(
         stop_token_ids=tuple(i for i in params.stop_token_ids if 0 <= i < info.vocab_size),
         prompt_logprobs_start=None if start == prompt_len else start,
     )
+
+
+def check_hidden_states(config: EngineConfig) -> None:
+    """Raise UnsupportedFeatureError if this server returns none: SGLang's text."""
+    if not config.enable_return_hidden_states:
+        raise UnsupportedFeatureError(
+            "The server is not configured to return hidden states. Please set "
+            "`--enable-return-hidden-states` to enable this feature."
+        )
 
 
 def sample_seed(seed: int | None, index: int) -> int | None:

@@ -12,31 +12,21 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
-from jaxserve.admission import checked_ids, read_limit, settled
+from jaxserve.admission import check_hidden_states, checked_ids, read_limit, settled
 from jaxserve.config import EngineConfig
 from jaxserve.constrained import GrammarStats, Matcher
-from jaxserve.errors import ConfigError, InvalidRequestError, UnsupportedFeatureError
+from jaxserve.errors import ConfigError, InvalidRequestError
 from jaxserve.loop_thread import LoopThread
 from jaxserve.metrics import EngineStats, Metrics
 from jaxserve.model_parts import ModelInfo, ModelParts, load_model
 from jaxserve.offline import Prompt, Sampling, calls_of, final_bodies, growing_bodies
 from jaxserve.open_streams import OpenStreams
-from jaxserve.request import (
-    PAUSE_MODES,
-    PauseMode,
-    Request,
-    SamplingParams,
-    SessionParams,
-)
+from jaxserve.request import PAUSE_MODES, PauseMode, Request, SamplingParams, SessionParams
 from jaxserve.sessions import SessionStore
 from jaxserve.text import render_chat
 from jaxserve.text_stream import TextStream
 
 DEFAULT_MAX_NEW_TOKENS = SamplingParams().max_new_tokens
-NO_HIDDEN_STATES = (
-    "The server is not configured to return hidden states. Please set "
-    "`--enable-return-hidden-states` to enable this feature."
-)
 INLINE_CHARS = 4096  # longer texts are tokenized off the event loop: about 1 ms of work
 
 
@@ -397,8 +387,8 @@ class LLM:
     def _settled(
         self, params: SamplingParams, prompt_len: int, clamps: bool | None
     ) -> SamplingParams:
-        if params.hidden_states is not None and not self.config.enable_return_hidden_states:
-            raise UnsupportedFeatureError(NO_HIDDEN_STATES)
+        if params.hidden_states is not None:
+            check_hidden_states(self.config)
         if clamps is None:
             clamps = params.max_new_tokens == DEFAULT_MAX_NEW_TOKENS
         seed = params.seed if params.seed is not None else self._random.getrandbits(63)

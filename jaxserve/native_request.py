@@ -6,13 +6,12 @@ Keys that nobody knows are ignored, null is absent.
 import json
 import reprlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jaxserve.errors import InvalidRequestError, UnsupportedFeatureError
+from jaxserve.errors import InvalidRequestError
 from jaxserve.native_fields import (
     Fields,
-    asks_for_something,
     boolean,
     integer,
     integers,
@@ -24,6 +23,7 @@ from jaxserve.native_fields import (
     wrong_length,
     wrong_type,
 )
+from jaxserve.native_refusals import check_supported
 from jaxserve.request import HiddenStates, SamplingParams, SessionParams
 from jaxserve.sampling_dict import beam_width, sampling_params_from_dict
 
@@ -31,50 +31,6 @@ MAX_N = 1024
 MAX_SEQUENCES = 65_536  # of one request: each costs a few kB and 20 µs before it is queued
 NO_PROMPT_LOGPROBS = -1
 Prompt = str | tuple[int, ...]
-
-_OUTPUT = "the answer cannot carry it yet"
-_MULTIMODAL = "the model takes text only"
-_DISAGGREGATION = "prefill and decode run in one server"
-# Field → why a value that asks for something is refused.
-UNSUPPORTED: Mapping[str, str] = {
-    **dict.fromkeys(("image_data", "video_data", "audio_data"), _MULTIMODAL),
-    **dict.fromkeys(
-        (
-            "return_routed_experts",
-            "return_indexer_topk",
-            "return_entropy",
-            "return_bytes",
-            "return_sampling_mask",
-            "sampling_logprobs_mode",
-        ),
-        _OUTPUT,
-    ),
-    **dict.fromkeys(
-        (
-            "bootstrap_host",
-            "bootstrap_port",
-            "bootstrap_room",
-            "bootstrap_pair_key",
-            "decode_tp_size",
-            "disagg_prefill_dp_rank",
-        ),
-        _DISAGGREGATION,
-    ),
-    **dict.fromkeys(("data_parallel_rank", "routed_dp_rank"), "there is one replica, of rank 0"),
-    "lora_path": "there are no LoRA adapters",
-    "watermark": "texts are not watermarked",
-}
-# Field → the whole message, for those whose first sentence clients know.
-REFUSALS: Mapping[str, str] = {
-    "input_embeds": (
-        "input_embeds is provided while disable_radix_cache is False. This server takes text or "
-        "input_ids only, with --disable-radix-cache too; leave input_embeds away."
-    ),
-    "custom_logit_processor": (
-        "The server is not configured to enable custom logit processor. They are pickled Python "
-        "code, which this server never executes; use logit_bias or a grammar."
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,22 +196,6 @@ def parse_generate(body: Fields, preferred: Fields | None = None) -> GenerateReq
         options=prompt_options(body, count, is_batch=is_batch),
         shown=shown(body),
     )
-
-
-def check_supported(body: Fields) -> None:
-    """Refuse known fields whose value asks for something that is not built.
-
-    Raises:
-        UnsupportedFeatureError: names the field.
-    """
-    for name in (UNSUPPORTED.keys() | REFUSALS.keys()) & body.keys():
-        if asks_for_something(body[name]):
-            raise UnsupportedFeatureError(
-                REFUSALS.get(name)
-                or f"`{name}` is not supported: {UNSUPPORTED[name]}. Leave it away or send null."
-            )
-    if body.get("session_id") is not None and body.get("session_params") is not None:
-        raise InvalidRequestError("session_id and session_params cannot both be set.")
 
 
 def shown(body: Fields) -> Shown:

@@ -29,7 +29,10 @@ ALLOWED: dict[str, set[str]] = {
     "loop_thread": {"errors"},
     "native_fields": {"errors"},
     "sampling_dict": {"request", "errors", "native_fields"},
-    "native_request": {"request", "errors", "native_fields", "sampling_dict"},
+    "native_refusals": {"errors", "native_fields"},
+    "native_request": {
+        "request", "errors", "native_fields", "native_refusals", "sampling_dict",
+    },
     "native_format": {"request"},
     "beam_search": set(),
     "parsers": {"errors"},
@@ -66,7 +69,7 @@ ALLOWED: dict[str, set[str]] = {
         "weights",
         "constrained", "parsers",
     },
-    "admission": {"request", "errors", "model_parts"},
+    "admission": {"request", "errors", "model_parts", "config"},
     "text_stream": {"request", "errors", "metrics", "text"},
     "offline": {
         "request", "errors", "sampling_dict", "native_request", "native_format", "model_parts",
@@ -84,7 +87,7 @@ ALLOWED: dict[str, set[str]] = {
     # The server knows LLM only as a Protocol of its own: the port answers before jax is loaded.
     "server": {
         "parsers", "request", "config", "errors", "metrics", "sampling_dict", "native_format",
-        "native_fields", "native_request", "beam_search",
+        "native_fields", "native_refusals", "native_request", "beam_search",
     },
     "flag_values": {"errors", "sampling_dict"},
     "foreign_flags": set(),
