@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 from grammar_harness import BOS, CALL, EOS, OTHER_EOS, allowed, byte_level, spelled, text_of
@@ -90,14 +91,17 @@ def test_no_token_may_end_the_mark_and_begin_the_answer(digits, compiler: Gramma
 PIECES = [i for i, text in enumerate(VOCABULARY.token_bytes) if text and text in MARK.encode() * 2]
 
 
-@given(choices=st.lists(st.sampled_from([*PIECES, *ids("a \n"), BLANK, BRACE]), max_size=60))
+PARTS = [[i] for i in (*PIECES, *ids("a \n"), BLANK, BRACE)] + [BY_BYTE[:-1]] * 20
+
+
+@given(parts=st.lists(st.sampled_from(PARTS), max_size=30))
 @settings(max_examples=300, deadline=None)
-def test_the_wait_ends_when_the_text_has_the_mark(choices: list[int]) -> None:
+def test_the_wait_ends_when_the_text_has_the_mark(parts: list[list[int]]) -> None:
     """Whatever tokens spell it; and what stands behind it is never of the token that ended it."""
     follower = ThoughtFollower(Thought(end_ids=END_IDS), VOCABULARY, has_grammar=True)
     row = VOCABULARY.empty_masks(1)[0]
     text = b""
-    for token_id in [*choices, *BY_BYTE]:
+    for token_id in chain(*parts, BY_BYTE):
         follower.fill(row)
         if not row[token_id // 32] >> (token_id % 32) & 1:
             token = VOCABULARY.token_bytes[token_id]
