@@ -10,6 +10,7 @@ from jaxserve.errors import ContextLengthError, InvalidRequestError
 from jaxserve.model_parts import ModelInfo
 from jaxserve.request import SamplingParams, check_in_vocabulary
 
+MAX_COUNTED_CHARS = 2**20  # of a text that is no prompt: about a second and 200 MB
 MAX_ABS_LOGIT_BIAS = 3.0e38  # what a float32 holds
 
 
@@ -29,6 +30,16 @@ def checked_ids(prompt: Sequence[int], vocab_size: int) -> tuple[int, ...]:
         raise InvalidRequestError("input_ids cannot be empty.")
     check_in_vocabulary(prompt_ids, vocab_size)
     return prompt_ids
+
+
+def read_limit(num_chars: int, info: ModelInfo, is_prompt: bool) -> int | None:
+    """The number of tokens beyond which a text need not be read; None: it is read anyway.
+
+    Args:
+        num_chars: its length.
+        is_prompt: it is going to be generated from, so that what does not fit is refused.
+    """
+    return info.max_seq_len if is_prompt or num_chars > MAX_COUNTED_CHARS else None
 
 
 def settled(
@@ -78,12 +89,7 @@ def _check_ids(params: SamplingParams, vocab_size: int) -> None:
             raise InvalidRequestError(
                 f"logit_bias values must be finite 32-bit numbers, got {bias}."
             )
-    for token_id in params.logprob_token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise InvalidRequestError(
-                f"token_ids_logprob contains out-of-vocabulary token id {token_id}; "
-                f"valid range is [0, {vocab_size})."
-            )
+    check_in_vocabulary(params.logprob_token_ids, vocab_size, field="token_ids_logprob")
 
 
 def _max_new_tokens(wanted: int | None, prompt_len: int, info: ModelInfo, clamps: bool) -> int:

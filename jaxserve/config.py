@@ -81,6 +81,7 @@ class EngineConfig:
     extra_metric_labels: Mapping[str, str] | None = None  # on every metric
     waiting_timeout_s: float | None = None  # from arrival to the first step; None = no limit
     running_timeout_s: float | None = None  # from the first step to the end; None = no limit
+    enable_return_hidden_states: bool = False  # requests may ask for them
     enable_priority_scheduling: bool = False  # Request.priority goes before the policy
     schedule_low_priority_values_first: bool = False
 
@@ -134,6 +135,11 @@ class DeviceInfo:
     num_devices: int = 1  # that there are, used or not
     compute_capability: str = ""  # of an NVIDIA GPU, such as "9.0"
 
+    @property
+    def is_hopper(self) -> bool:
+        """One that the attention kernels are written for."""
+        return self.platform == "cuda" and self.compute_capability == HOPPER
+
 
 def resolve(config: EngineConfig, model: ModelConfig, device: DeviceInfo) -> EngineConfig:
     """Return ``config`` without a ``None`` or an ``"auto"`` that steers the engine.
@@ -178,10 +184,8 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceInfo) -> Eng
 
 def _attention_backend(config: EngineConfig, device: DeviceInfo) -> str:
     """Still "auto" where kernels may serve: what those support, the executor asks them."""
-    may_choose = device.platform == "cuda" and device.compute_capability == HOPPER
-    return (
-        "xla" if config.attention_backend == "auto" and not may_choose else config.attention_backend
-    )
+    asked = config.attention_backend
+    return "xla" if asked == "auto" and not device.is_hopper else asked
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -191,7 +195,6 @@ def _round_up(value: int, multiple: int) -> int:
 def _check(config: EngineConfig, model: ModelConfig) -> None:
     _one_of("--schedule-policy", config.schedule_policy, SCHEDULE_POLICIES)
     _one_of("--dtype", config.dtype, DTYPES)
-    _one_of("--load-format", config.load_format, LOAD_FORMATS)
     _one_of("--attention-backend", config.attention_backend, ATTENTION_BACKENDS)
     _one_of("--grammar-backend", config.grammar_backend, GRAMMAR_BACKENDS)
     if config.page_size < 1 or config.page_size & (config.page_size - 1):

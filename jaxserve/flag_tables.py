@@ -81,7 +81,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "served_model_name", "api_compat", "reasoning_parser", "tool_call_parser",
         "enable_strict_thinking",
         "default_chat_template_kwargs", "sampling_defaults", "preferred_sampling_params",
-        "stream_interval",
+        "enable_return_hidden_states", "stream_interval",
         "incremental_streaming_output", "stream_response_default_include_usage",
         "enable_cache_report", "enable_response_store",
     ),
@@ -120,8 +120,8 @@ DEFAULTS: Mapping[str, str] = {
     "bucket_time_to_first_token": "SGLang's",
     "bucket_inter_token_latency": "SGLang's",
     "bucket_e2e_request_latency": "SGLang's",
-    "prompt_tokens_buckets": "powers of two",
-    "generation_tokens_buckets": "powers of two",
+    "prompt_tokens_buckets": "SGLang's",
+    "generation_tokens_buckets": "SGLang's",
     "profile_dir": "a temporary folder",
 }
 HELP: Mapping[str, str] = {
@@ -238,6 +238,9 @@ HELP: Mapping[str, str] = {
     "sampling_defaults": (
         "where OpenAI endpoints take what a request leaves open from: model: "
         "generation_config.json, openai: OpenAI's defaults"
+    ),
+    "enable_return_hidden_states": (
+        "requests may ask for hidden states: return_hidden_states; decode steps then keep theirs"
     ),
     "stream_interval": "tokens per event of a stream",
     "incremental_streaming_output": (

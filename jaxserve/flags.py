@@ -185,4 +185,6 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "waiting_timeout_s": _time_limit,
     "running_timeout_s": _time_limit,
     "disable_openapi_doc": _truth,
+    "log_level": str.lower,
+    "log_level_http": str.lower,
 }

@@ -96,9 +96,9 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
     ),
     "weights stay on the device": ("cpu-offload-gb=0", "enable-memory-saver"),
     "the answer cannot carry it": (
-        "enable-return-hidden-states", "return-hidden-states-mode", "enable-return-routed-experts",
-        "enable-return-indexer-topk",
+        "enable-return-routed-experts", "enable-return-indexer-topk",
     ),
+    "--enable-return-hidden-states allows all of them": ("return-hidden-states-mode",),
     "a processor is pickled code, and a server must not run what a client sends": (
         "enable-custom-logit-processor",
     ),

@@ -242,6 +242,13 @@ def _set_up_logging(config: ServerConfig) -> None:
     logging.getLogger("jaxserve").setLevel(config.log_level.upper())
     if config.log_level_http is not None:
         logging.getLogger("jaxserve.access").setLevel(config.log_level_http.upper())
+    logging.getLogger("aiohttp.server").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not that a body could not be read to its end after the answer: the answer said so."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, web.RequestPayloadError)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
-from jaxserve.admission import checked_ids, settled
+from jaxserve.admission import checked_ids, read_limit, settled
 from jaxserve.config import EngineConfig
 from jaxserve.constrained import GrammarStats, Matcher
-from jaxserve.errors import ConfigError, InvalidRequestError
+from jaxserve.errors import ConfigError, InvalidRequestError, UnsupportedFeatureError
 from jaxserve.loop_thread import LoopThread
 from jaxserve.metrics import EngineStats, Metrics
 from jaxserve.model_parts import ModelInfo, ModelParts, load_model
@@ -33,6 +33,10 @@ from jaxserve.text import render_chat
 from jaxserve.text_stream import TextStream
 
 DEFAULT_MAX_NEW_TOKENS = SamplingParams().max_new_tokens
+NO_HIDDEN_STATES = (
+    "The server is not configured to return hidden states. Please set "
+    "`--enable-return-hidden-states` to enable this feature."
+)
 INLINE_CHARS = 4096  # longer texts are tokenized off the event loop: about 1 ms of work
 
 
@@ -107,18 +111,19 @@ class LLM:
 
     # --- text ---
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+    async def encode(
+        self, text: str, *, add_special_tokens: bool = True, is_prompt: bool = True
+    ) -> tuple[int, ...]:
         """Token ids of ``text``: as a prompt, with BOS where the model has one, or without.
+
+        ``is_prompt`` False: they are only looked at, and may be more than the context holds.
 
         Raises:
             ContextLengthError: the text is so long that it need not be read.
         """
-        encode = partial(
-            self._tokenizer.encode,
-            text,
-            add_special_tokens=add_special_tokens,
-            max_tokens=None if self.config.allow_auto_truncate else self.info.max_seq_len,
-        )
+        is_cut = self.config.allow_auto_truncate
+        limit = None if is_cut else read_limit(len(text), self.info, is_prompt)
+        encode = partial(self._tokenizer.encode, text, add_special_tokens, max_tokens=limit)
         return tuple(encode() if len(text) <= INLINE_CHARS else await asyncio.to_thread(encode))
 
     async def render_chat(
@@ -129,8 +134,9 @@ class LLM:
         chat_template_kwargs: dict[str, Any] | None = None,
         continue_final_message: bool = False,
         add_generation_prompt: bool = True,
+        is_prompt: bool = True,
     ) -> tuple[int, ...]:
-        """Prompt ids of a conversation, by the model's chat template.
+        """Prompt ids of a conversation, by the model's chat template; ``is_prompt`` as above.
 
         Raises:
             InvalidRequestError: there is no template, or it refuses the messages.
@@ -144,7 +150,7 @@ class LLM:
             chat_template_kwargs=chat_template_kwargs,
             continue_final_message=continue_final_message,
             add_generation_prompt=add_generation_prompt,
-            max_tokens=self.info.max_seq_len,
+            max_tokens=read_limit(num_chars, self.info, is_prompt),
         )
         return tuple(render() if num_chars <= INLINE_CHARS else await asyncio.to_thread(render))
 
@@ -154,6 +160,10 @@ class LLM:
         if text is None:  # logprobs of a long prompt name the same tokens over and over
             text = self._token_texts[token_id] = self.decode((token_id,))
         return text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to a text, as UTF-8: part of a character perhaps."""
+        return self._tokenizer.token_bytes(token_id)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of tokens, special tokens written out or left away."""
@@ -387,6 +397,8 @@ class LLM:
     def _settled(
         self, params: SamplingParams, prompt_len: int, clamps: bool | None
     ) -> SamplingParams:
+        if params.hidden_states is not None and not self.config.enable_return_hidden_states:
+            raise UnsupportedFeatureError(NO_HIDDEN_STATES)
         if clamps is None:
             clamps = params.max_new_tokens == DEFAULT_MAX_NEW_TOKENS
         seed = params.seed if params.seed is not None else self._random.getrandbits(63)

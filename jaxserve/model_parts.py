@@ -83,11 +83,6 @@ class ModelInfo:
     generation_defaults: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def has_chat_template(self) -> bool:
-        """Messages can be rendered."""
-        return self.chat_template is not None
-
-    @property
     def max_seq_len(self) -> int:
         """What prompt and output together may have."""
         return min(self.context_len, self.max_total_num_tokens)

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jaxserve.request import FinishReason, TextChunk, TokenLogprob, Usage
+import numpy as np
+
+from jaxserve.request import FinishReason, HiddenStates, TextChunk, TokenLogprob, Usage
 
 LogprobEntry = list[float | int | str | None]
 
@@ -52,7 +54,8 @@ class AnswerFormat:
 
     ``num_logprobs`` None: no logprob lists; 0: of the chosen tokens; k > 0: top-k too.
     ``has_logprob_ids``: logprobs of given ids too.  ``decode_token`` fills the text of logprob
-    entries, None leaves it null.  ``reasoning`` None: no output is any.
+    entries, None leaves it null.  ``hidden_states``: those of all positions, or the last one's.
+    ``reasoning`` None: no output is any.
     """
 
     weight_version: str
@@ -60,6 +63,7 @@ class AnswerFormat:
     has_logprob_ids: bool = False
     decode_token: Callable[[int], str] | None = None
     shows_prompt_ids: bool = False
+    hidden_states: HiddenStates | None = None
     reasoning: ReasoningSpan | None = None
     has_times: bool = False
     is_incremental: bool = False
@@ -89,6 +93,39 @@ class LogprobLists:
     def _entry(self, token_id: int, logprob: float | None) -> LogprobEntry:
         text = None if self._decode_token is None else self._decode_token(token_id)
         return [logprob, token_id, text]
+
+
+class HiddenLists:
+    """Hidden states of one position after the other, as the API writes them.
+
+    Args:
+        num_prompt: how many of the positions are the prompt's.
+    """
+
+    def __init__(self, num_prompt: int) -> None:
+        self._num_prompt = num_prompt
+        self._prompt: list[list[float]] = []
+        self._output: list[list[float]] = []
+        self._count = 0
+        self.last: list[float] | None = None  # the newest position's
+
+    def add(self, arrays: Sequence[np.ndarray]) -> None:
+        """Append those of f32[n, D] each."""
+        for states in arrays:
+            rows = states.tolist()
+            of_prompt = max(0, self._num_prompt - self._count)
+            self._prompt += rows[:of_prompt]
+            self._output += rows[of_prompt:]
+            self._count += len(rows)
+            self.last = rows[-1]
+
+    def all(self) -> list[object]:
+        """First the prompt's as one list, then each other position's."""
+        return [*([self._prompt] if self._prompt else []), *self._output]
+
+    def clear(self) -> None:
+        """Forget what was added, but not how much it was."""
+        self._prompt, self._output = [], []
 
 
 class ReasoningCount:
@@ -153,6 +190,7 @@ class GenerateState:
         self._input = LogprobLists(answer_format.decode_token)
         self._output = LogprobLists(answer_format.decode_token)
         self._num_logprobs = 0
+        self._hidden = HiddenLists(len(prompt_ids))
         self._reasoning = ReasoningCount(answer_format.reasoning)
         self._times = Times(arrival_s)
         self._usage = Usage(len(prompt_ids), 0, 0)
@@ -176,6 +214,7 @@ class GenerateState:
             self._output_ids = []
             self._output.clear()
             self._input.clear()
+            self._hidden.clear()
         self._text += chunk.text
         self._output_ids += chunk.token_ids
         self._usage = chunk.usage
@@ -185,6 +224,8 @@ class GenerateState:
             self._input.add(chunk.prompt_logprobs)
             self._output.add(chunk.logprobs)
             self._num_logprobs += len(chunk.logprobs)
+        if self._format.hidden_states is not None:
+            self._hidden.add(chunk.hidden_states)
         self._times.add(chunk)
         self._finish = chunk.finish
 
@@ -202,6 +243,10 @@ class GenerateState:
         }
         if self._format.num_logprobs is not None:
             meta |= self._logprob_lists(self._format.num_logprobs)
+        if self._format.hidden_states == "all":
+            meta["hidden_states"] = self._hidden.all()
+        elif self._hidden.last is not None:
+            meta["hidden_states"] = self._hidden.last
         if self._finish is not None:
             meta["e2e_latency"] = self._times.e2e_s
             if self._format.has_times:

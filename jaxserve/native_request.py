@@ -4,6 +4,7 @@ Keys that nobody knows are ignored, null is absent.
 """
 
 import json
+import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from jaxserve.native_fields import (
     wrong_length,
     wrong_type,
 )
-from jaxserve.request import SamplingParams, SessionParams
+from jaxserve.request import HiddenStates, SamplingParams, SessionParams
 from jaxserve.sampling_dict import beam_width, sampling_params_from_dict
 
 MAX_N = 1024
@@ -61,16 +62,13 @@ UNSUPPORTED: Mapping[str, str] = {
     ),
     **dict.fromkeys(("data_parallel_rank", "routed_dp_rank"), "there is one replica, of rank 0"),
     "lora_path": "there are no LoRA adapters",
+    "watermark": "texts are not watermarked",
 }
 # Field → the whole message, for those whose first sentence clients know.
 REFUSALS: Mapping[str, str] = {
     "input_embeds": (
         "input_embeds is provided while disable_radix_cache is False. This server takes text or "
         "input_ids only, with --disable-radix-cache too; leave input_embeds away."
-    ),
-    "return_hidden_states": (
-        "The server is not configured to return hidden states. No flag makes it; leave "
-        "return_hidden_states away."
     ),
     "custom_logit_processor": (
         "The server is not configured to enable custom logit processor. They are pickled Python "
@@ -91,11 +89,14 @@ class PromptOptions:
     num_logprobs: int | None = None
     logprob_start_len: int | None = None
     logprob_token_ids: tuple[int, ...] = ()
+    hidden_states: HiddenStates | None = None
     cache_namespace: str = ""
     session: SessionParams | None = None
 
     def applied_to(self, params: SamplingParams) -> SamplingParams:
-        """``params`` with the logprobs that are asked for."""
+        """``params`` with the logprobs and hidden states that are asked for."""
+        if self.hidden_states is not None:
+            params = replace(params, hidden_states=self.hidden_states)
         if self.num_logprobs is None:
             return params
         start = self.logprob_start_len
@@ -275,6 +276,9 @@ def prompt_options(body: Fields, count: int, *, is_batch: bool) -> list[PromptOp
     tops = per_prompt(body, "top_logprobs_num", 0, integer, count)
     starts: list[int | None] = per_prompt(body, "logprob_start_len", None, _start, count)
     token_ids = _logprob_token_ids(body, count, is_batch)
+    hidden: list[HiddenStates | None] = per_prompt(
+        body, "return_hidden_states", None, hidden_states, count
+    )
     keys: list[str | None] = per_prompt(body, "extra_key", None, string, count)
     salts: list[str | None] = per_prompt(body, "cache_salt", None, string, count)
     sessions: list[SessionParams | None] = per_prompt(
@@ -286,11 +290,29 @@ def prompt_options(body: Fields, count: int, *, is_batch: bool) -> list[PromptOp
             num_logprobs=tops[i] if wants[i] else None,
             logprob_start_len=starts[i],
             logprob_token_ids=token_ids[i],
+            hidden_states=hidden[i],
             cache_namespace=cache_namespace(keys[i], salts[i]),
             session=sessions[i],
         )
         for i, rid in enumerate(_rids(body, is_batch, count))
     ]
+
+
+def hidden_states(name: str, value: object) -> HiddenStates | None:
+    """Which hidden states ``value`` asks for: true, "last", or none with false.
+
+    Raises:
+        InvalidRequestError: it is something else.
+    """
+    if value is True:
+        return "all"
+    if value is False:
+        return None
+    if value == "last":
+        return "last"
+    raise InvalidRequestError(
+        f"{name} must be a boolean or the string literal 'last', got {reprlib.repr(value)}."
+    )
 
 
 def _prompts(body: Fields) -> tuple[list[Prompt], bool]:

@@ -31,6 +31,7 @@ OPTIONS = (
     "logprob_start_len",
     "top_logprobs_num",
     "token_ids_logprob",
+    "return_hidden_states",
     "return_text_in_logprobs",
     "return_prompt_token_ids",
     "priority",
@@ -207,6 +208,7 @@ def _answer(llm: Submitter, stream: TextStream, wanted: Shown) -> GenerateState:
         weight_version=llm.info.weight_version,
         num_logprobs=stream.sampling.num_logprobs,
         has_logprob_ids=bool(stream.sampling.logprob_token_ids),
+        hidden_states=stream.sampling.hidden_states,
         decode_token=llm.decode_token if wanted.text_in_logprobs else None,
         shows_prompt_ids=wanted.prompt_token_ids,
     )

@@ -4,9 +4,11 @@
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from jaxserve.errors import InvalidRequestError
 
@@ -20,6 +22,9 @@ HEALTH_CHECK_RID = "HEALTH_CHECK"  # begins the rids of requests that metrics do
 
 
 GrammarKind = Literal["json_schema", "regex", "ebnf", "structural_tag"]
+
+
+HiddenStates = Literal["all", "last"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,7 @@ class SamplingParams:
     ``0`` those of the chosen tokens, ``k`` also those of the k most likely tokens.
     ``logprob_token_ids`` asks at every such position for these tokens' logprobs too.
     ``prompt_logprobs_start`` asks for logprobs of the prompt's tokens from that position on.
+    ``hidden_states`` asks for what logits are made of: at "all" positions, or at the "last" one.
     ``thought=None``: the output is not known to reason, and a grammar holds from its first token.
     ``stream_interval=None`` leaves it to the server how many tokens make an event.
 
@@ -89,6 +95,7 @@ class SamplingParams:
     num_logprobs: int | None = None
     logprob_token_ids: tuple[int, ...] = ()
     prompt_logprobs_start: int | None = None
+    hidden_states: HiddenStates | None = None
     grammar: Grammar | None = None
     thought: Thought | None = None
     stream_interval: int | None = None
@@ -163,11 +170,6 @@ class SamplingParams:
                 f"got {self.repetition_penalty}."
             )
 
-    @property
-    def is_greedy(self) -> bool:
-        """True when the most likely token is always taken."""
-        return self.temperature < GREEDY_TEMPERATURE or self.top_k == 1
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionParams:
@@ -190,18 +192,20 @@ PauseMode = Literal["abort", "retract", "in_place"]
 PAUSE_MODES: tuple[PauseMode, ...] = ("abort", "retract", "in_place")
 
 
-def check_in_vocabulary(input_ids: tuple[int, ...], vocab_size: int) -> None:
-    """Refuse token ids that the model does not have; ``input_ids`` is not empty.
+def check_in_vocabulary(
+    token_ids: Sequence[int], vocab_size: int, *, field: str = "input_ids"
+) -> None:
+    """Refuse token ids that the model does not have.
 
     Raises:
-        InvalidRequestError: names the id and the valid range.
+        InvalidRequestError: names the field, the first such id and the valid range.
     """
-    for token_id in (min(input_ids), max(input_ids)):
-        if not 0 <= token_id < vocab_size:
-            raise InvalidRequestError(
-                f"input_ids contains out-of-vocabulary token id {token_id}; "
-                f"valid range is [0, {vocab_size})."
-            )
+    if not token_ids or 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        return
+    wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+    raise InvalidRequestError(
+        f"{field} contains out-of-vocabulary token id {wrong}; valid range is [0, {vocab_size})."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +252,8 @@ class TokenOutput(NamedTuple):
     A tuple: a step makes one per row, and a frozen dataclass takes four times as long to make.
     ``prompt_logprobs`` come in pieces, in order, with the steps that compute the prompt, in the
     last step's output at the latest.  ``queue_s``: seconds from arrival to its first step.
+    ``hidden_states``, f32[n, D], are those of the next n positions, or of the newest one alone,
+    as asked for: of the prompt's positions, then of the output's tokens as they are computed.
     """
 
     rid: str
@@ -258,6 +264,7 @@ class TokenOutput(NamedTuple):
     num_retractions: int = 0
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     queue_s: float | None = None
+    hidden_states: np.ndarray | None = None
 
 
 class Usage(NamedTuple):
@@ -274,7 +281,8 @@ class TextChunk(NamedTuple):
     A tuple for speed, as ``TokenOutput``; make it with keywords.
 
     ``queue_s`` and ``first_token_s``: seconds from arrival to the first step, and to the first
-    token; None before.
+    token; None before.  ``hidden_states``: arrays f32[n, D] of one position after the other, or
+    of the newest one alone.
     """
 
     rid: str
@@ -288,3 +296,4 @@ class TextChunk(NamedTuple):
     num_retractions: int = 0
     queue_s: float | None = None
     first_token_s: float | None = None
+    hidden_states: tuple[np.ndarray, ...] = ()

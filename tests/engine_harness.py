@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from jaxserve.config import EngineConfig
 from jaxserve.constrained import Matcher
 from jaxserve.engine import Engine
@@ -25,6 +27,7 @@ class Output:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    hidden_states: list[np.ndarray] = field(default_factory=list)
     finish: FinishReason | None = None
     num_cached: int = 0
     num_retractions: int = 0
@@ -35,6 +38,8 @@ class Output:
         self.tokens.extend(output.token_ids)
         self.logprobs.extend(output.logprobs)
         self.prompt_logprobs.extend(output.prompt_logprobs)
+        if output.hidden_states is not None:
+            self.hidden_states.append(output.hidden_states)
         self.finish = output.finish
         self.num_cached = output.num_cached
         self.num_retractions = output.num_retractions

@@ -86,7 +86,7 @@ def _vocabulary(table: tuple[bytes, ...], rust: Tokenizer) -> Vocabulary:
 
 def allowed(matcher: Matcher, vocabulary: Vocabulary) -> np.ndarray:
     """The ids that may come next, ascending."""
-    masks = vocabulary.empty_masks(1)
+    masks = np.zeros((1, vocabulary.num_mask_words), np.uint32)
     fill_masks([matcher], masks)
     return np.flatnonzero(np.unpackbits(masks[0].view(np.uint8), bitorder="little"))
 

@@ -52,6 +52,11 @@ def test_values_arrive_with_their_types() -> None:
     )
 
 
+def test_log_levels_come_in_any_case() -> None:
+    server = parse_flags(["--log-level", "WARNING", "--log-level-http", "Error"])[1]
+    assert (server.log_level, server.log_level_http) == ("warning", "error")
+
+
 def test_prefixes_match_as_in_sglang() -> None:
     assert parse_flags(["--max-run", "3"])[0].max_running_requests == 3
 

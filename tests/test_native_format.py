@@ -1,6 +1,7 @@
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jaxserve.native_format import AnswerFormat, GenerateState, ReasoningSpan, finish_reason_dict
@@ -162,3 +163,21 @@ def test_times_come_at_the_end() -> None:
         <= meta["response_sent_to_client_ts"] + 1e-3
     )
     assert meta["response_sent_to_client_ts"] == pytest.approx(time.time(), abs=60)
+
+
+def test_hidden_states_are_cut_where_the_prompt_ends() -> None:
+    """The prompt's come in pieces of their own size, and may end inside one."""
+
+    def hidden(*positions: float) -> TextChunk:
+        states = (np.array([[p] for p in positions], np.float32),) if positions else ()
+        return chunk("", done=0)._replace(hidden_states=states)
+
+    every, last = state_of(hidden_states="all"), state_of(hidden_states="last")
+    assert meta_of(every)["hidden_states"] == []
+    assert "hidden_states" not in meta_of(last)
+    for state in (every, last):
+        state.add(hidden(0, 1, 2))
+        state.add(hidden())
+        state.add(hidden(3, 4, 5))
+    assert meta_of(every)["hidden_states"] == [[[0.0], [1.0], [2.0], [3.0]], [4.0], [5.0]]
+    assert meta_of(last)["hidden_states"] == [5.0]

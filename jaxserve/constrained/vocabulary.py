@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
-import numpy as np
 from llguidance import LLExecutor, LLTokenizer, TokenizerWrapper
 
 BITS_PER_WORD = 32
@@ -108,10 +107,6 @@ class Vocabulary:
     def without_encoder(self) -> "Vocabulary":
         """The same for another process; text is cut into the longest tokens."""
         return replace(self, encode=_no_tokens)
-
-    def empty_masks(self, num_rows: int) -> np.ndarray:
-        """u32[num_rows, num_mask_words] in which every token is allowed."""
-        return np.full((num_rows, self.num_mask_words), 0xFFFFFFFF, np.uint32)
 
 
 def _no_tokens(text: str) -> list[int]:

@@ -111,6 +111,11 @@ class PromptScorer:
         self._take = {tokens: programs["take", tokens] for tokens in taken}
         self._score = {size: programs["score", size] for size in sizes}
 
+    def take(self, hidden: Array, tokens: np.ndarray) -> Array:
+        """Enqueue ``take_block`` of what an EXTEND step left."""
+        taken: Array = self._take[hidden.shape[0]](hidden, tokens)
+        return taken
+
     def launch(
         self,
         leaves: list[Array],
@@ -122,7 +127,7 @@ class PromptScorer:
         return tuple(
             self._score[block.size](
                 leaves,
-                self._take[hidden.shape[0]](hidden, block.tokens),
+                self.take(hidden, block.tokens),
                 logprob_ids,
                 np.stack([block.targets, block.slots]),
             )

@@ -1,7 +1,7 @@
 """The device side of a step: one jitted call, launched without waiting, fetched later."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,14 +12,16 @@ import numpy as np
 from jaxserve.batch import Bucket, Mode, PromptBlock, StepInputs, StepResult, TokenMasks
 from jaxserve.config import DeviceInfo, EngineConfig
 from jaxserve.executor.bounds import PageBounds, check_masks
+from jaxserve.executor.hidden_states import HiddenRows, select
 from jaxserve.executor.kv_pool import DeviceState, kv_dtype, make_state, state_specs
+from jaxserve.executor.late_sampler import LateSampler
 from jaxserve.executor.logprobs import Logprobs
 from jaxserve.executor.packing import pack, packed_len
 from jaxserve.executor.prompt_logprobs import PromptScorer, empty_block, join_blocks
 from jaxserve.executor.sampler import Sampled
 from jaxserve.executor.sharding import Placement
 from jaxserve.executor.slots import SlotWriter
-from jaxserve.executor.step import trace_step
+from jaxserve.executor.step import StepOutput, trace_step
 from jaxserve.executor.warmup import CompileCounter, compile_all
 from jaxserve.model_config import ModelConfig
 from jaxserve.models import Model, build_model
@@ -33,13 +35,16 @@ class PendingStep:
     sampled: Sampled
     wants_logprobs: bool
     prompt: tuple[Logprobs, ...] = ()  # of its prompt blocks
+    logits: jax.Array | None = None  # f32[B, V], for rows that are not sampled yet
+    hidden: HiddenRows | None = None
 
     def fetch(self) -> StepResult:
         """Wait for the step and bring its tokens to the host: the only call that blocks."""
         token_ids = np.asarray(self.sampled.token_ids)
         prompt = join_blocks(self.prompt)
+        hidden = None if self.hidden is None else self.hidden.fetch()
         if not self.wants_logprobs:
-            return StepResult(token_ids, prompt=prompt)
+            return StepResult(token_ids, prompt=prompt, hidden=hidden)
         found = jax.tree.map(np.asarray, self.sampled.logprobs)
         return StepResult(
             token_ids,
@@ -48,6 +53,7 @@ class PendingStep:
             top_token_ids=found.top_token_ids,
             id_logprobs=found.named,
             prompt=prompt,
+            hidden=hidden,
         )
 
 
@@ -64,6 +70,7 @@ class ModelRunner:
         buckets: tuple[Bucket, ...],
         attention_backend: str,
         num_compile_threads: int = 1,
+        keeps_hidden: bool = False,
     ) -> None:
         assert all(isinstance(leaf, jax.Array) for leaf in leaves), "a leaf is not on the device"
         self._model = model
@@ -71,6 +78,7 @@ class ModelRunner:
         self._state = state
         self._placement = placement
         self._attention_backend = attention_backend
+        self._keeps_hidden = keeps_hidden
         num_pages, _, page_size, _ = state.kv.k[0].shape
         self._bounds = PageBounds(num_pages, page_size)
         self.compile_counter = CompileCounter()
@@ -78,10 +86,13 @@ class ModelRunner:
         self._steps: Mapping[Bucket, Any] = compile_all(
             buckets, self.lower_step, num_threads=num_compile_threads, what="buckets"
         )
-        self._writer = SlotWriter(
-            state.slots,
+        outputs = [step.out_info[1] for step in self._steps.values()]  # StepOutput of structs
+        self._writer = SlotWriter(state.slots, placement)
+        self._late = LateSampler(
+            [output.logits for output in outputs],
+            [output.sampled for output in outputs],
+            state,
             placement,
-            max_masks=max((bucket.num_rows for bucket in buckets), default=1),
             num_threads=num_compile_threads,
         )
         self._scorer = PromptScorer(
@@ -89,7 +100,7 @@ class ModelRunner:
             placement,
             leaves,
             state.slots.logprob_ids,
-            [self._steps[bucket].out_info[2] for bucket in _extends(buckets)],
+            [self._steps[each].out_info[1].hidden for each in buckets if each.mode is Mode.EXTEND],
             num_threads=num_compile_threads,
         )
         self.compile_s = time.monotonic() - started
@@ -101,32 +112,49 @@ class ModelRunner:
         """Number of executables."""
         return len(self._steps)
 
-    def launch(self, inputs: StepInputs, masks: TokenMasks | None = None) -> PendingStep:
+    def launch(self, inputs: StepInputs, deferred: Sequence[int] = ()) -> PendingStep:
         """Enqueue one step and return at once; steps execute in the order of the calls.
 
         Args:
             inputs: the step.
-            masks: what some of its rows may sample.  The arrays are copied: the caller may write
-                to them again after the call.
+            deferred: rows that ``sample`` will sample, or nobody.
 
         Raises:
-            ValueError: a page id outside the pool, which no device would notice, or masks that
-                do not fit the step.
+            ValueError: a page id outside the pool, which no device would notice.
         """
         self._bounds.check(inputs)
-        if masks is not None:
-            check_masks(masks, inputs, self._state.slots.token_info.shape[1])
-        if masks is not None or inputs.slot_inits:
-            slots = self._writer.write(self._state.slots, inputs, masks)
+        if inputs.slot_inits:
+            slots = self._writer.write(self._state.slots, inputs.slot_inits)
             self._state = replace(self._state, slots=slots)
-        packed = pack(inputs, None if masks is None else masks.rows)
-        sampled, hidden = self._run(inputs.bucket, packed)
+        early = inputs.without(list(deferred)) if deferred else inputs
+        output = self._run(inputs.bucket, pack(early))
         sampling = inputs.sampling
         return PendingStep(
-            sampled,
+            output.sampled,
             bool((sampling.wants_logprobs & sampling.samples).any()),
-            self._score(hidden, inputs.prompt_blocks),
+            self._score(output.hidden, inputs.prompt_blocks),
+            output.logits if deferred else None,
+            self._hidden_rows(output.hidden, inputs),
         )
+
+    def sample(self, step: PendingStep, inputs: StepInputs, masks: TokenMasks) -> PendingStep:
+        """Enqueue the sampling of deferred rows of the step launched last; call it once.
+
+        Args:
+            step: what ``launch`` made of ``inputs``.
+            masks: the rows, and what each may sample.  The arrays are copied: the caller may
+                write to them again after the call.
+
+        Raises:
+            ValueError: masks that do not fit the step.
+        """
+        assert step.logits is not None, "no row of this step is deferred"
+        check_masks(masks, inputs, self._state.slots.token_info.shape[1])
+        last_tokens, slots, sampled = self._late.launch(
+            step.logits, step.sampled, self._state, inputs, masks
+        )
+        self._state = replace(self._state, last_tokens=last_tokens, slots=slots)
+        return replace(step, sampled=sampled, logits=None)
 
     def close(self) -> None:
         """Let go of what outlives the runner.  Call it once, after the last step."""
@@ -138,14 +166,20 @@ class ModelRunner:
         What is lowered for other ``platforms`` than the device's can only be looked at.
         """
         traced = trace_step(
-            self._model, bucket, self._attention_backend, self._placement, self._leaves, self._state
+            self._model,
+            bucket,
+            self._attention_backend,
+            self._placement,
+            self._leaves,
+            self._state,
+            keeps_hidden=self._keeps_hidden,
         )
         return traced.lower(lowering_platforms=platforms)
 
-    def _run(self, bucket: Bucket, packed: np.ndarray) -> tuple[Sampled, jax.Array | None]:
-        step = self._steps[bucket]
-        self._state, sampled, hidden = step(self._leaves, self._state, packed)
-        return sampled, hidden
+    def _run(self, bucket: Bucket, packed: np.ndarray) -> StepOutput:
+        output: StepOutput
+        self._state, output = self._steps[bucket](self._leaves, self._state, packed)
+        return output
 
     def _score(
         self, hidden: jax.Array | None, blocks: tuple[PromptBlock, ...]
@@ -155,21 +189,24 @@ class ModelRunner:
         assert hidden is not None, "prompt blocks in a step that computes no prompt"
         return self._scorer.launch(self._leaves, hidden, self._state.slots.logprob_ids, blocks)
 
+    def _hidden_rows(self, hidden: jax.Array | None, inputs: StepInputs) -> HiddenRows | None:
+        if inputs.hidden_tokens is None:
+            return None
+        assert hidden is not None, "hidden states of a runner that does not keep them"
+        is_decode = inputs.bucket.mode is Mode.DECODE
+        return select(hidden, inputs.hidden_tokens, None if is_decode else self._scorer.take)
+
     def _run_smallest(self) -> None:
         """Run the smallest step of each mode on padding: a program that cannot run fails here."""
         smallest = {bucket.mode: bucket for bucket in sorted(self._steps, key=_cost, reverse=True)}
         for bucket in smallest.values():
-            sampled, hidden = self._run(bucket, np.zeros(packed_len(bucket), np.int32))
+            output = self._run(bucket, np.zeros(packed_len(bucket), np.int32))
             blocks = (empty_block(),) if bucket.mode is Mode.EXTEND else ()
-            jax.block_until_ready((sampled, self._score(hidden, blocks)))
+            jax.block_until_ready((output, self._score(output.hidden, blocks)))
 
 
 def _cost(bucket: Bucket) -> int:
     return bucket.num_tokens * bucket.pages_per_row
-
-
-def _extends(buckets: Iterable[Bucket]) -> list[Bucket]:
-    return [bucket for bucket in buckets if bucket.mode is Mode.EXTEND]
 
 
 def make_model(config: EngineConfig, model_config: ModelConfig, platform: str) -> Model:
@@ -224,4 +261,5 @@ def build_runner(
         buckets=buckets,
         attention_backend=config.attention_backend,
         num_compile_threads=device.num_cores,
+        keeps_hidden=config.enable_return_hidden_states,
     )

@@ -1,6 +1,7 @@
 """One step as a pure function of arrays: what the runner runs and what tools compile to look at."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,24 @@ from jaxserve.executor.slots import record
 from jaxserve.models import AttnContext, Model
 
 Leaf = jax.Array | jax.ShapeDtypeStruct
-# The third result is what logits are made of, [T, D]; only an EXTEND step has it.
-StepOutput = tuple[DeviceState, Sampled, jax.Array | None]
-Step = Callable[[list[jax.Array], DeviceState, jax.Array], StepOutput]
 
 
-def step_function(model: Model, bucket: Bucket, attention_backend: str) -> Step:
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a step leaves beside the state.  B rows, T tokens, D model width, V vocabulary."""
+
+    sampled: Sampled
+    logits: jax.Array  # f32[B, V]; the model's own
+    hidden: jax.Array | None  # [T, D], what logits are made of; of a DECODE step if it keeps_hidden
+
+
+Step = Callable[[list[jax.Array], DeviceState, jax.Array], tuple[DeviceState, StepOutput]]
+
+
+def step_function(
+    model: Model, bucket: Bucket, attention_backend: str, *, keeps_hidden: bool = False
+) -> Step:
     """The step of one bucket: embed → layers → logits of the rows → sample → last_tokens.
 
     Jit it with the state (argument 1) donated: it is then updated where it lies.
@@ -29,15 +42,19 @@ def step_function(model: Model, bucket: Bucket, attention_backend: str) -> Step:
         model: what is computed; its leaves are the function's first argument.
         bucket: the static shape.
         attention_backend: implementation of the attention ops.
+        keeps_hidden: return hidden states of a DECODE step too.
     """
 
-    def step(leaves: list[jax.Array], state: DeviceState, packed: jax.Array) -> StepOutput:
+    def step(
+        leaves: list[jax.Array], state: DeviceState, packed: jax.Array
+    ) -> tuple[DeviceState, StepOutput]:
         inputs = unpack(packed, bucket)
         is_decode = bucket.mode is Mode.DECODE
         module = model.bind(leaves)
         token_ids = inputs.token_ids
-        if is_decode:
-            token_ids = state.last_tokens.at[inputs.row_slots].get(mode="promise_in_bounds")
+        slots_read = inputs.row_slots if is_decode else jnp.maximum(~token_ids, 0)
+        last_tokens = state.last_tokens.at[slots_read].get(mode="promise_in_bounds")
+        token_ids = last_tokens if is_decode else jnp.where(token_ids < 0, last_tokens, token_ids)
         context = AttnContext(
             positions=inputs.positions,
             write_slots=inputs.write_slots,
@@ -52,13 +69,8 @@ def step_function(model: Model, bucket: Bucket, attention_backend: str) -> Step:
         if not is_decode:
             last = jnp.maximum(inputs.q_starts[1:] - 1, 0)  # [B]; a padding row has no token
             last_hidden = hidden.at[last].get(mode="promise_in_bounds")
-        sampled = sample(
-            module.logits(last_hidden),
-            inputs.sampling,
-            state.slots,
-            inputs.row_slots,
-            inputs.kv_lens,
-        )
+        logits = module.logits(last_hidden)
+        sampled = sample(logits, inputs.sampling, state.slots, inputs.row_slots, inputs.kv_lens)
         samples = inputs.sampling.unpack().samples
         slots = jnp.where(samples, inputs.row_slots, PADDING_SLOT)
         new_state = DeviceState(
@@ -66,7 +78,8 @@ def step_function(model: Model, bucket: Bucket, attention_backend: str) -> Step:
             last_tokens=state.last_tokens.at[slots].set(sampled.token_ids),
             slots=record(state.slots, slots, sampled.token_ids, samples),
         )
-        return new_state, sampled, None if is_decode else hidden
+        kept = None if is_decode and not keeps_hidden else hidden
+        return new_state, StepOutput(sampled, logits, kept)
 
     return step
 
@@ -78,6 +91,8 @@ def trace_step(
     placement: Placement,
     leaves: Sequence[Leaf],
     state: DeviceState,
+    *,
+    keeps_hidden: bool = False,
 ) -> jax.stages.Traced:
     """Trace the jitted step of one bucket, with the state donated, for lowering it.
 
@@ -88,8 +103,8 @@ def trace_step(
     packed = placement.struct((packed_len(bucket),), jnp.int32)
     arguments = (list(leaves), state, packed)
     step = placement.shard_map(
-        step_function(model, bucket, attention_backend),
+        step_function(model, bucket, attention_backend, keeps_hidden=keeps_hidden),
         arguments,
-        lambda specs: (specs[1], PartitionSpec(), PartitionSpec()),
+        lambda specs: (specs[1], PartitionSpec()),
     )
     return jax.jit(step, donate_argnums=1).trace(*arguments)

@@ -6,8 +6,8 @@ then a few gathers by slot.  Slot 0 is the padding row of every such array.  Eac
 new array, because a device may go on reading the last step's memory.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,11 +19,10 @@ from jaxserve.batch import (
     SamplingArrays,
     SlotInit,
     StepInputs,
-    StepResult,
 )
-from jaxserve.request import TokenLogprob
 from jaxserve.scheduler.buckets import Buckets
-from jaxserve.scheduler.sequence import Sequence
+from jaxserve.scheduler.hidden_spans import HiddenPlanner
+from jaxserve.scheduler.sequence import Sequence, Status
 
 _WORD_BITS = 32
 _WORD_MASK = 2**_WORD_BITS - 1
@@ -41,7 +40,7 @@ class Chunk:
     @property
     def is_last(self) -> bool:
         """Nothing of the prompt remains after it.  True only until the chunk is launched."""
-        return self.seq.num_computed + self.num_tokens == self.seq.num_tokens
+        return self.seq.num_computed + self.num_tokens >= self.seq.num_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +65,34 @@ class BatchPlan:
     num_cached_tokens: int = 0  # of the sequences that took a slot in this step
     num_new_sequences: int = 0
     prompt_spans: Mapping[int, PromptSpan] = field(default_factory=dict)  # by row
+    hidden_spans: Mapping[int, slice] = field(
+        default_factory=dict
+    )  # by row: its entries of StepResult.hidden
 
     @property
     def mode(self) -> Mode:
         """EXTEND or DECODE."""
         return self.inputs.bucket.mode
+
+    @property
+    def has_extras(self) -> bool:
+        """Some row gets more than a token: see ``outputs.row_extras``."""
+        return bool(self.prompt_spans or self.hidden_spans)
+
+    def awaited(self, rows: Iterable[int]) -> list[int]:
+        """Those of its rows whose sequence lives and waits for a token of this step.
+
+        For the newest plan: a sequence has gone on without it when tokens were appended to it.
+        """
+        return [
+            row
+            for row in rows
+            if self.rows[row].status is not Status.FINISHED and self.rows[row].num_inflight
+        ]
+
+    def without(self, rows: list[int]) -> "BatchPlan":
+        """The plan of a step in which ``rows`` turned out to sample nothing."""
+        return replace(self, inputs=self.inputs.without(rows))
 
 
 class SamplingTable:
@@ -133,6 +155,7 @@ class PlanBuilder:
         self._page_table = page_table  # i32[num_slots, pages_per_row], the KV manager's mirror
         self._page_size = page_size
         self._sampling = SamplingTable(len(page_table))
+        self._hidden = HiddenPlanner()
 
     def extend(self, chunks: list[Chunk]) -> BatchPlan:
         """One EXTEND step.  A padding row owns no token; a padding token belongs to no row."""
@@ -158,7 +181,8 @@ class PlanBuilder:
         for row, chunk in enumerate(chunks):
             seq, first = chunk.seq, chunk.seq.num_computed
             start, stop = stop, stop + chunk.num_tokens
-            token_ids[start:stop] = seq.tokens[first : first + chunk.num_tokens]
+            known = seq.tokens[first : first + chunk.num_tokens]
+            token_ids[start:stop] = known or ~seq.slot  # not known: it is the one in flight
             positions[start:stop] = np.arange(first, first + chunk.num_tokens, dtype=np.int32)
             token_slots[start:stop] = seq.slot
             kv_lens[row] = first + chunk.num_tokens
@@ -168,6 +192,9 @@ class PlanBuilder:
         first_chunks = [chunk.seq for chunk in chunks if chunk.is_first]
         for seq in first_chunks:
             self._sampling.write(seq)
+            self._hidden.note(seq)
+        rows = tuple(chunk.seq for chunk in chunks)
+        hidden_spans, hidden_tokens = self._hidden.plan(rows, q_starts)
         inputs = StepInputs(
             bucket=bucket,
             token_ids=token_ids,
@@ -178,20 +205,18 @@ class PlanBuilder:
             q_starts=q_starts,
             row_slots=row_slots,
             sampling=self._sampling.gather(row_slots, samples),
-            slot_inits=tuple(
-                _slot_init(chunk.seq)
-                for chunk in chunks
-                if (chunk.is_first or chunk.is_behind) and _needs_slot_init(chunk.seq)
-            ),
+            slot_inits=_slot_inits(chunks),
             prompt_blocks=prompt_blocks,
+            hidden_tokens=hidden_tokens,
         )
         return BatchPlan(
-            rows=tuple(chunk.seq for chunk in chunks),
+            rows=rows,
             inputs=inputs,
             num_new_tokens=num_tokens,
             num_cached_tokens=sum(seq.num_computed for seq in first_chunks),
             num_new_sequences=len(first_chunks),
             prompt_spans=prompt_spans,
+            hidden_spans=hidden_spans,
         )
 
     def decode(self, rows: list[Sequence]) -> BatchPlan:
@@ -212,6 +237,8 @@ class PlanBuilder:
         kv_lens[num_rows:] = 0
         samples = np.zeros(size, np.bool_)
         samples[:num_rows] = True
+        q_starts = np.arange(size + 1, dtype=np.int32)
+        hidden_spans, hidden_tokens = self._hidden.plan(rows, q_starts)
         inputs = StepInputs(
             bucket=bucket,
             token_ids=np.zeros(size, np.int32),
@@ -219,11 +246,14 @@ class PlanBuilder:
             write_slots=self._write_slots(row_slots, positions),
             page_table=self._page_table[row_slots, : bucket.pages_per_row],
             kv_lens=kv_lens,
-            q_starts=np.arange(size + 1, dtype=np.int32),
+            q_starts=q_starts,
             row_slots=row_slots,
             sampling=self._sampling.gather(row_slots, samples),
+            hidden_tokens=hidden_tokens,
         )
-        return BatchPlan(rows=tuple(rows), inputs=inputs, num_new_tokens=num_rows)
+        return BatchPlan(
+            rows=tuple(rows), inputs=inputs, num_new_tokens=num_rows, hidden_spans=hidden_spans
+        )
 
     def _write_slots(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
         # Padding is slot 0 at position 0: the null page's first cell.
@@ -231,64 +261,6 @@ class PlanBuilder:
         write_slots *= self._page_size
         write_slots += positions % self._page_size
         return write_slots
-
-
-def row_logprobs(result: StepResult, row: int, seq: Sequence) -> tuple[TokenLogprob, ...]:
-    """The log-probabilities of one row's token; empty when its request did not ask for them."""
-    sampling = seq.request.sampling
-    if result.logprobs is None or sampling.num_logprobs is None:
-        return ()
-    assert result.top_token_ids is not None and result.top_logprobs is not None
-    top: tuple[tuple[int, float], ...] = ()
-    if count := sampling.num_logprobs:
-        top = _pairs(result.top_token_ids[row, :count], result.top_logprobs[row, :count])
-    of_ids: tuple[tuple[int, float], ...] = ()
-    if ids := sampling.logprob_token_ids:
-        assert result.id_logprobs is not None
-        of_ids = tuple(zip(ids, result.id_logprobs[row, : len(ids)].tolist(), strict=True))
-    return (TokenLogprob(int(result.token_ids[row]), float(result.logprobs[row]), top, of_ids),)
-
-
-def row_prompt_logprobs(plan: BatchPlan, result: StepResult, row: int) -> tuple[TokenLogprob, ...]:
-    """The log-probabilities of the prompt's tokens that this step computed for a row, in order.
-
-    Empty when the row's request did not ask for them.  Each position comes in one step only.
-    """
-    span = plan.prompt_spans.get(row)
-    if span is None:
-        return ()
-    request = plan.rows[row].request
-    entries: list[TokenLogprob] = []
-    if span.start == 0:
-        entries.append(TokenLogprob(request.prompt_ids[0], None))
-    found = result.prompt
-    if found is None:  # a prompt of one token
-        return tuple(entries)
-    first = max(span.start, 1)
-    where = slice(span.offset, span.offset + span.stop - first)
-    count, ids = request.sampling.num_logprobs or 0, request.sampling.logprob_token_ids
-    columns = zip(
-        request.prompt_ids[first : span.stop],
-        found.logprobs[where].tolist(),
-        found.top_token_ids[where, :count].tolist(),
-        found.top_logprobs[where, :count].tolist(),
-        found.id_logprobs[where, : len(ids)].tolist(),
-        strict=True,
-    )
-    for token_id, logprob, top_ids, top, of_ids in columns:
-        entries.append(
-            TokenLogprob(
-                token_id,
-                logprob,
-                tuple(zip(top_ids, top, strict=True)),
-                tuple(zip(ids, of_ids, strict=True)),
-            )
-        )
-    return tuple(entries)
-
-
-def _pairs(ids: np.ndarray, logprobs: np.ndarray) -> tuple[tuple[int, float], ...]:
-    return tuple(zip(ids.tolist(), logprobs.tolist(), strict=True))
 
 
 def _plan_prompt_logprobs(
@@ -359,6 +331,14 @@ def _needs_slot_init(seq: Sequence) -> bool:
     )
     has_ids = bool(sampling.logit_bias or sampling.logprob_token_ids)
     return has_penalty or has_ids or sampling.min_new_tokens > 0
+
+
+def _slot_inits(chunks: list[Chunk]) -> tuple[SlotInit, ...]:
+    return tuple(
+        _slot_init(chunk.seq)
+        for chunk in chunks
+        if (chunk.is_first or chunk.is_behind) and _needs_slot_init(chunk.seq)
+    )
 
 
 def _slot_init(seq: Sequence) -> SlotInit:

@@ -39,6 +39,8 @@ class Sequence:
     # Position of the first prompt token whose logprob is wanted and no launched step computes;
     # num_prompt when there is none.  A retraction leaves it: nothing is reported twice.
     next_prompt_logprob: int
+    # Likewise the first position whose hidden state is wanted; None when none is.
+    next_hidden_state: int | None = None
     slot: int = PADDING_SLOT  # row in the device's token table while it holds pages
     num_computed: int = 0
     num_inflight: int = 0
@@ -72,11 +74,15 @@ class Sequence:
     def num_matchable(self) -> int:
         """How many of its first tokens the prefix cache may supply.
 
-        A logprob comes from computing the token before, so that one must not be cached.
+        A logprob comes from computing the token before, and a hidden state from computing the
+        token itself, so those must not be cached.
         """
-        if self.next_prompt_logprob >= self.num_prompt:
-            return len(self.tokens)
-        return max(0, self.next_prompt_logprob - 1)
+        count = len(self.tokens)
+        if self.next_prompt_logprob < self.num_prompt:
+            count = max(0, self.next_prompt_logprob - 1)
+        if self.next_hidden_state is not None:
+            count = min(count, self.next_hidden_state)
+        return count
 
     @property
     def num_uncomputed(self) -> int:
@@ -128,4 +134,15 @@ def make_sequence(request: Request, arrival: int, eos_token_ids: tuple[int, ...]
         stop_ids=frozenset(eos) | frozenset(sampling.stop_token_ids),
         tokens=array("i", request.prompt_ids),
         next_prompt_logprob=len(request.prompt_ids) if start is None else start,
+        next_hidden_state=_first_hidden_state(request),
     )
+
+
+def _first_hidden_state(request: Request) -> int | None:
+    match request.sampling.hidden_states:
+        case "all":
+            return 0
+        case "last":
+            return len(request.prompt_ids) - 1
+        case None:
+            return None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from jaxserve.request import SamplingParams, check_in_vocabulary
 from jaxserve.server.chat_delta import ChatAnswer, Delta
-from jaxserve.server.chat_messages import template_messages
+from jaxserve.server.chat_messages import is_continued, template_messages
 from jaxserve.server.chat_reader import ChoiceReader
 from jaxserve.server.chat_reasoning import ReasoningUse, reasoning_of_prompt, template_kwargs
 from jaxserve.server.chat_tools import ToolUse, tool_use
@@ -143,15 +143,15 @@ async def open_turn(
 
 
 async def render_only(state: ServerState, body: ChatBody) -> tuple[int, ...]:
-    """The prompt that ``body`` would be answered with.
+    """The prompt that ``body`` would be answered with, also if it is too long for that.
 
     Raises:
         InvalidRequestError: the messages cannot be rendered.
     """
-    return (await _render(state, body)).ids
+    return (await _render(state, body, is_prompt=False)).ids
 
 
-async def _render(state: ServerState, body: ChatBody) -> _Prompt:
+async def _render(state: ServerState, body: ChatBody, *, is_prompt: bool = True) -> _Prompt:
     tools = tool_use(
         body.tools,
         body.tool_choice,
@@ -166,19 +166,20 @@ async def _render(state: ServerState, body: ChatBody) -> _Prompt:
         own=body.chat_template_kwargs,
     )
     if body.input_ids:  # here already: their end is decoded, to see how the answer begins
-        check_in_vocabulary(tuple(body.input_ids), state.llm.info.vocab_size)
+        check_in_vocabulary(body.input_ids, state.llm.info.vocab_size)
     ids = tuple(body.input_ids) or await state.llm.render_chat(
         template_messages(body.messages),
         tools=list(tools.tools) or None,
         chat_template_kwargs=kwargs,
-        continue_final_message=body.continue_final_message,
+        continue_final_message=is_continued(body.messages, body.continue_final_message),
+        is_prompt=is_prompt,
     )
     return _Prompt(ids=ids, kwargs=kwargs, tools=tools)
 
 
 def _continued(body: ChatBody) -> str | None:
     """The text of the message that is to be continued."""
-    if not body.continue_final_message or not body.messages:
+    if not is_continued(body.messages, body.continue_final_message):
         return None
     content = body.messages[-1].get("content")
     return content if isinstance(content, str) else ""

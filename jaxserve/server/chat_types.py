@@ -57,7 +57,10 @@ class ChatBody(CommonBody):
     )
     tool_choice: Annotated[
         str | JsonObject,
-        Field(description="auto needs --tool-call-parser; required and a named tool do not."),
+        Field(
+            description="auto needs --tool-call-parser; required and a named tool do not. Only a "
+            "named tool is shown to the model, or those of `allowed_tools`."
+        ),
     ] = "auto"
     parallel_tool_calls: Annotated[
         bool, Field(description="false: an answer has at most one call.")
@@ -86,7 +89,7 @@ class ChatBody(CommonBody):
         default_factory=dict, description="Arguments of the template, such as `enable_thinking`."
     )
     continue_final_message: Annotated[
-        bool, Field(description="The last message is continued rather than answered.")
+        bool, Field(description="The last message, if an assistant's, is continued, not answered.")
     ] = False
     modalities: Items[str] = Field(default_factory=list, description="`text` only.")
     return_prompt_token_ids: Annotated[

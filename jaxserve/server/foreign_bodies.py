@@ -9,6 +9,7 @@ FOREIGN_UNSUPPORTED = COMMON_UNSUPPORTED | {
     "return_prompt_token_ids": _NOT_HERE,
     "return_cached_tokens_details": _NOT_HERE,
     "return_meta_info": _NOT_HERE,
+    "return_hidden_states": _NOT_HERE,
 }
 
 

@@ -77,7 +77,7 @@ class TokenCountBody(CommonBody):
     output_format: Annotated[
         JsonObject, Field(description="The older place of output_config.format.")
     ] = {}
-    metadata: JsonObject = {}
+    metadata: Annotated[JsonObject, Field(description="Not looked at.")] = {}
     chat_template_kwargs: JsonObject = {}
 
     @property

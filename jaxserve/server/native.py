@@ -117,6 +117,7 @@ class Generation:
                 reasoning=self._reasoning[i // self._n],
                 num_logprobs=options.num_logprobs,
                 has_logprob_ids=bool(options.logprob_token_ids),
+                hidden_states=options.hidden_states,
             )
             answers.append(
                 GenerateState(stream.rid, stream.prompt_ids, stream.arrival_s, answer_format)

@@ -4,7 +4,7 @@ Bodies are decoded by ``jaxserve.native_request``, by hand, because clients know
 SGLang's strict decoder; a test holds the two together.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -122,12 +122,23 @@ class GenerateBody(BaseModel):
     token_ids_logprob: list[int] | list[list[int]] | None = Field(
         default=None, description="At most 64 ids whose logprobs are given at every position."
     )
+    return_hidden_states: bool | Literal["last"] | list[bool | Literal["last"]] | None = Field(
+        default=False,
+        description="What logits are made of, after the final norm. true: a list whose first item "
+        "is the list of the prompt's, one per token, and then one per output token but the last, "
+        "which is not computed on; tokens that a grammar appended at the very end have none. "
+        '"last": the one that the last token was made of. The prefix cache supplies no token '
+        "whose state is asked for. Needs --enable-return-hidden-states.",
+    )
     return_text_in_logprobs: bool | None = Field(
         default=False, description="Fills the third element of the entries."
     )
     return_prompt_token_ids: bool | None = False
     stream: bool | None = False
-    priority: int | None = Field(default=None, description="With --schedule-policy priority.")
+    priority: int | None = Field(
+        default=None,
+        description="With --enable-priority-scheduling or --schedule-policy priority.",
+    )
     session_params: SessionBody | list[SessionBody] | None = None
     session_id: str | None = Field(default=None, description="For routers in front; no effect.")
     extra_key: str | list[str] | None = Field(
@@ -194,6 +205,9 @@ class MetaInfo(BaseModel):
     output_top_logprobs: PositionEntries | None = None
     input_token_ids_logprobs: PositionEntries | None = None
     output_token_ids_logprobs: PositionEntries | None = None
+    hidden_states: list[list[list[float]] | list[float]] | list[float] | None = Field(
+        default=None, description="See return_hidden_states."
+    )
     queue_time: float | None = Field(
         default=None, description="This and the following come at the end, with --enable-metrics."
     )

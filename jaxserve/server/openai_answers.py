@@ -104,6 +104,7 @@ class ChatChoice(BaseModel):
     matched_stop: Matched
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
+    hidden_states: list[float] | None = None
     meta_info: JsonMap | None = None
 
 
@@ -139,6 +140,7 @@ class CompletionChoice(BaseModel):
     matched_stop: Matched
     token_ids: list[int] | None = None
     prompt_token_ids: list[int] | None = None
+    hidden_states: list[float] | None = None
 
 
 class Completion(BaseModel):

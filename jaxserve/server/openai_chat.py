@@ -13,11 +13,11 @@ from jaxserve.server.http_errors import json_response
 from jaxserve.server.json_body import JsonObject, parse, read_v1_object, refuse_unsupported
 from jaxserve.server.openai_format import (
     ChunkFormat,
+    LastHidden,
     UsageCount,
     chat_logprobs,
     error_event,
     ids_member,
-    usage_member,
 )
 from jaxserve.server.sse import send_events
 from jaxserve.server.state import STATE, OpenStreams, ServerState
@@ -42,9 +42,10 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 def _usage_count(state: ServerState, turn: Turn) -> UsageCount:
     return UsageCount(
-        turn.num_choices,
+        [len(turn.prompt_ids)] * turn.num_choices,
         turn.body.n,
         with_cached=state.config.enable_cache_report,
+        is_continuous=bool(turn.body.stream_options.continuous_usage_stats),
         with_reasoning=state.llm.info.reasoning_parser is not None,
     )
 
@@ -76,9 +77,7 @@ def _choice(state: ServerState, turn: Turn, i: int, answer: ChatAnswer) -> JsonO
     choice: JsonObject = {
         "index": i,
         "message": _message(answer),
-        "logprobs": chat_logprobs(chunk.logprobs, state.llm.decode_token)
-        if body.logprobs
-        else None,
+        "logprobs": chat_logprobs(chunk.logprobs, state.llm) if body.logprobs else None,
         "finish_reason": answer.finish.type,
         "matched_stop": answer.finish.matched,
     }
@@ -86,6 +85,10 @@ def _choice(state: ServerState, turn: Turn, i: int, answer: ChatAnswer) -> JsonO
         choice["token_ids"] = chunk.token_ids
     if body.return_token_ids or body.return_prompt_token_ids:
         choice["prompt_token_ids"] = turn.prompt_ids
+    if body.return_hidden_states:
+        hidden = LastHidden(1)
+        hidden.update(0, chunk.hidden_states)
+        choice["hidden_states"] = hidden.of(0)
     if body.return_meta_info:
         choice["meta_info"] = _meta_info(state, turn, i, answer)
     return choice
@@ -141,25 +144,33 @@ async def _events(
     chunk_format = ChunkFormat(
         turn.rid, "chat.completion.chunk", turn.created, body.model, turn.num_choices
     )
+    hidden = LastHidden(turn.num_choices)
 
     def data_of(delta: Delta) -> bytes:
         i, reasoning, content, calls, finish, chunk, reasoning_tokens = delta
         if is_bare and finish is None and content and not reasoning and not calls:
             return chunk_format.bare_content(i, content)
         count.update(i, chunk.usage, reasoning_tokens)
-        usage = usage_member(count.as_dict()) if options.continuous_usage_stats else b""
-        logprobs = chat_logprobs(chunk.logprobs, decode) if body.logprobs else None
+        hidden.update(i, chunk.hidden_states)
+        logprobs = chat_logprobs(chunk.logprobs, state.llm) if body.logprobs else None
         extras = ids_member("token_ids", chunk.token_ids) if body.return_token_ids else b""
-        return chunk_data(chunk_format, delta, logprobs, extras, usage)
+        return chunk_data(chunk_format, delta, logprobs, extras, count.member())
 
-    is_bare = not (options.continuous_usage_stats or body.logprobs or body.return_token_ids)
-    decode = state.llm.decode_token
+    is_bare = not (
+        options.continuous_usage_stats
+        or body.logprobs
+        or body.return_token_ids
+        or body.return_hidden_states
+    )
     prompt_ids = ids_member("prompt_token_ids", turn.prompt_ids) if body.return_token_ids else b""
-    roles = b"".join(chunk_format.role(i, prompt_ids) for i in range(turn.num_choices))
+    usage = count.member()
+    roles = b"".join(chunk_format.role(i, prompt_ids, usage) for i in range(turn.num_choices))
     yield roles + data_of(first)
     async for delta in deltas:
         if data := data_of(delta):
             yield data
+    if data := hidden.data(chunk_format.chat_hidden_states):
+        yield data
     if body.return_cached_tokens_details:
         yield chunk_format.without_choices("sglext", count.sglext())
     if options.include_usage or state.config.stream_response_default_include_usage:

@@ -26,7 +26,8 @@ LIVENESS = (
     ),
     Route(
         methods=("GET",), path="/health_generate", handler=native.health_generate, auth=Auth.OPEN,
-        summary="200 once one token has been generated, 503 if it cannot be within 20 s.",
+        summary="200 once one token has been generated, 503 if it cannot be in "
+        "--health-check-timeout-s.",
         media_types=(), status=Status.DIFFERS,
         why="Takes as long as one token does.",
     ),

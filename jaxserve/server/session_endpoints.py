@@ -5,7 +5,7 @@ from pydantic import BaseModel, Field
 
 from jaxserve.request import PAUSE_MODES
 from jaxserve.server.http_errors import BodyError, json_response
-from jaxserve.server.json_body import JsonObject, parse, read_object
+from jaxserve.server.json_body import JsonObject, parse, read_optional_object
 from jaxserve.server.state import STATE
 
 
@@ -90,6 +90,4 @@ async def concate_and_append_request(request: web.Request) -> web.Response:
 
 async def _fields(request: web.Request) -> JsonObject:
     """The body, which clients of these endpoints leave away or put into the query."""
-    if request.can_read_body and await request.read():
-        return await read_object(request)
-    return dict(request.query)
+    return await read_optional_object(request) or dict(request.query)

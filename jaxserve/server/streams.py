@@ -87,6 +87,7 @@ def _join(first: TextChunk, second: TextChunk) -> TextChunk:
         token_ids=first.token_ids + second.token_ids,
         logprobs=first.logprobs + second.logprobs,
         prompt_logprobs=first.prompt_logprobs + second.prompt_logprobs,
+        hidden_states=first.hidden_states + second.hidden_states,
     )
 
 

@@ -204,3 +204,16 @@ def test_generate_takes_the_fields_of_the_native_api(pair: tuple[LLM, FakeEngine
 def test_generate_refuses_other_options(pair: tuple[LLM, FakeEngine]) -> None:
     with pytest.raises(InvalidRequestError, match="LLM.generate has no option 'lora_path'; there"):
         pair[0].generate("a", lora_path="x")
+
+
+def test_hidden_states_need_a_flag(pair: tuple[LLM, FakeEngine]) -> None:
+    llm, engine = pair
+    for value in (True, "last"):
+        with pytest.raises(InvalidRequestError, match="Please set `--enable-return-hidden-states`"):
+            llm.generate("hi", return_hidden_states=value)
+    llm.generate("hi", return_hidden_states=False)
+    assert len(engine.requests) == 1
+    llm.config = replace(llm.config, enable_return_hidden_states=True)
+    body = llm.generate("hi", return_hidden_states=True)
+    assert body["meta_info"]["hidden_states"] == []  # this engine computes none
+    assert engine.requests[-1].sampling.hidden_states == "all"

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from parity_harness import Oracle, transformers_logprobs
+from transformers import AutoModelForCausalLM
 
 from jaxserve import LLM
 from jaxserve.errors import InvalidRequestError
@@ -31,6 +33,7 @@ def llm(tiny_checkpoint: Path, compilation_cache_dir: str) -> Iterator[LLM]:
         chunked_prefill_size=32,
         max_running_requests=8,
         random_seed=0,
+        enable_return_hidden_states=True,
         constrained_json_disable_any_whitespace=True,  # a random model likes to write it
         compilation_cache_dir=compilation_cache_dir,
     ) as llm:
@@ -44,6 +47,19 @@ def expected(tiny_checkpoint: Path) -> Oracle:
 
 def chosen(meta: dict[str, Any], kind: str = "input") -> list[float | None]:
     return [entry[0] for entry in meta[f"{kind}_token_logprobs"]]
+
+
+def test_hidden_states_are_what_logits_are_made_of(llm: LLM, tiny_checkpoint: Path) -> None:
+    sampling = {"max_new_tokens": 5, "temperature": 0, "ignore_eos": True}
+    body = llm.generate(PROMPT, sampling, return_hidden_states=True)
+    prompt, *rest = body["meta_info"]["hidden_states"]
+    assert (len(prompt), len(rest)) == (body["meta_info"]["prompt_tokens"], 4)
+    head = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32).lm_head
+    logits = head(torch.tensor([prompt[-1], *rest]))
+    assert logits.argmax(-1).tolist() == body["output_ids"]
+    last = llm.generate(PROMPT, sampling, return_hidden_states="last")["meta_info"]
+    assert last["hidden_states"] == pytest.approx(rest[-1], abs=1e-4)
+    assert last["cached_tokens"] > 0
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 43])

@@ -6,7 +6,8 @@ import pytest
 from jaxserve.batch import Mode, StepInputs, StepResult
 from jaxserve.request import Request, SamplingParams
 from jaxserve.scheduler.buckets import Buckets
-from jaxserve.scheduler.plan import BatchPlan, Chunk, PlanBuilder, row_logprobs
+from jaxserve.scheduler.outputs import row_logprobs
+from jaxserve.scheduler.plan import BatchPlan, Chunk, PlanBuilder
 from jaxserve.scheduler.sequence import Sequence, make_sequence
 
 SIZE = 4

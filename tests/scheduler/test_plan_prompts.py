@@ -6,7 +6,8 @@ import pytest
 from jaxserve.batch import MAX_PROMPT_BLOCK, PROMPT_BLOCK_SIZES, PromptLogprobs, StepResult
 from jaxserve.request import Request, SamplingParams, TokenLogprob
 from jaxserve.scheduler.buckets import Buckets
-from jaxserve.scheduler.plan import BatchPlan, Chunk, PlanBuilder, row_prompt_logprobs
+from jaxserve.scheduler.outputs import row_prompt_logprobs
+from jaxserve.scheduler.plan import BatchPlan, Chunk, PlanBuilder
 from jaxserve.scheduler.sequence import Sequence, make_sequence
 
 PAGES = 16

@@ -7,6 +7,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from jaxserve.config import EngineConfig
 from jaxserve.errors import InvalidRequestError, JaxserveError
 from jaxserve.metrics import EngineStats, Metrics
@@ -20,6 +22,7 @@ from jaxserve.request import (
 )
 
 WORDS = (" Paris", " is", " the", " capital", " of", " France", ' "é😀"', "\n")
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 EOS = 2
 NUM_TO_EOS = 12
 
@@ -80,8 +83,12 @@ class FakeLLM:
         self.has_shut_down = False
         self.tools: list[dict[str, object]] | None = None
         self.adds_generation_prompt: bool | None = None
+        self.continues: bool | None = None
+        self.was_prompt: bool | None = None
         self.words: tuple[str, ...] = WORDS  # what is generated, a token each, over and over
         self.special_tokens = {"<think>": 900, "</think>": 901}  # see token_id
+        self.sample_logprobs: dict[int, float] = {}  # of each token of the n-th sample
+        self.parts: dict[int, bytes] = {}  # tokens that are parts of characters
         self.is_paused = False
         self.paused_in: list[str] = []  # modes
         self.sessions: dict[str, tuple[int, float | None]] = {}  # id -> capacity, timeout_s
@@ -93,21 +100,30 @@ class FakeLLM:
     def num_open(self) -> int:
         return len(self.open)
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+    async def encode(
+        self, text: str, *, add_special_tokens: bool = True, is_prompt: bool = True
+    ) -> tuple[int, ...]:
         """One token per word, and a BOS (1)."""
+        self.was_prompt = is_prompt
         words = tuple(range(10, 10 + len(text.split())))
         return (1, *words) if add_special_tokens else words
 
     async def render_chat(self, messages, *, tools=None, chat_template_kwargs=None,
-                          continue_final_message=False, add_generation_prompt=True):  # fmt: skip
+                          continue_final_message=False, add_generation_prompt=True,
+                          is_prompt=True):  # fmt: skip
+        self.was_prompt = is_prompt
         self.messages = messages
         self.tools = tools
         self.template_kwargs = chat_template_kwargs
         self.adds_generation_prompt = add_generation_prompt
+        self.continues = continue_final_message
         return tuple(range(10, 10 + len(messages)))
 
     def decode_token(self, token_id: int) -> str:
         return self.words[token_id % len(self.words)]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.parts.get(token_id) or self.decode_token(token_id).encode()
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         kept = [i for i in token_ids if not (skip_special_tokens and i == 1)]
@@ -204,6 +220,7 @@ class FakeStream:
         self._llm = llm
         self._num_tokens = 0
         self._has_sent_prompt_logprobs = False
+        self._num_hidden = 0
 
     async def __aiter__(self) -> AsyncIterator[TextChunk]:
         while True:
@@ -224,6 +241,7 @@ class FakeStream:
             prompt_logprobs=tuple(item for chunk in chunks for item in chunk.prompt_logprobs),
             finish=chunks[-1].finish, usage=chunks[-1].usage, queue_s=chunks[-1].queue_s,
             first_token_s=chunks[-1].first_token_s,
+            hidden_states=tuple(item for chunk in chunks for item in chunk.hidden_states),
         )  # fmt: skip
 
     def close(self) -> None:
@@ -251,12 +269,24 @@ class FakeStream:
     ) -> TextChunk:
         logprobs = ()
         if self.params.num_logprobs is not None:
-            logprobs = tuple(self._logprob(i, math.log(0.5)) for i in token_ids)
+            own = self._llm.sample_logprobs.get(self.index, math.log(0.5))
+            logprobs = tuple(self._logprob(i, own) for i in token_ids)
         return TextChunk(
             rid=self.rid, index=self.index, text=text, token_ids=token_ids, logprobs=logprobs,
             prompt_logprobs=self._prompt_logprobs(), finish=finish, queue_s=1e-6,
             first_token_s=2e-6, usage=Usage(len(self.prompt_ids), self._num_tokens, 1),
+            hidden_states=self._hidden_states(),
         )  # fmt: skip
+
+    def _hidden_states(self) -> tuple[np.ndarray, ...]:
+        """[p, -p] at position p, up to the one that the newest token is made of."""
+        if self.params.hidden_states is None:
+            return ()
+        stop = len(self.prompt_ids) + max(0, self._num_tokens - 1)
+        start = stop - 1 if self.params.hidden_states == "last" else self._num_hidden
+        self._num_hidden = stop
+        positions = np.arange(start, stop, dtype=np.float32)
+        return (np.stack([positions, -positions], axis=1),) if len(positions) else ()
 
     def _logprob(self, token_id: int, logprob: float | None) -> TokenLogprob:
         if logprob is None:

@@ -85,9 +85,8 @@ REFUSED = [
         "input_ids only, with --disable-radix-cache too; leave input_embeds away.",
     ),
     (
-        {"text": "a", "return_hidden_states": True},
-        "The server is not configured to return hidden states. No flag makes it; leave "
-        "return_hidden_states away.",
+        {"text": ["a", "b"], "return_hidden_states": [True, "first"]},
+        "return_hidden_states must be a boolean or the string literal 'last', got 'first'.",
     ),
     (
         {"text": "a", "custom_logit_processor": "x"},

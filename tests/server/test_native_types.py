@@ -47,7 +47,7 @@ def unknown(model: type[BaseModel], answer: dict[str, Any]) -> Iterator[str]:
 async def test_answers_have_the_keys_that_are_described(client: TestClient) -> None:
     body = {
         "text": ["a", "b"], "return_logprob": True, "top_logprobs_num": 1, "token_ids_logprob": [1],
-        "logprob_start_len": 0, "return_prompt_token_ids": True,
+        "logprob_start_len": 0, "return_prompt_token_ids": True, "return_hidden_states": True,
         "sampling_params": {"max_new_tokens": 3},
     }  # fmt: skip
     seen: set[str] = set()

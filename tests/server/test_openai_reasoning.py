@@ -161,6 +161,16 @@ async def test_a_continued_message(
     assert choice["message"]["content"].strip() == ("42" if reasoning else "see")
 
 
+async def test_only_the_assistants_message_is_continued(client: TestClient, llm: FakeLLM) -> None:
+    begun = {"role": "Assistant", "content": "It"}
+    for last, continues in ((begun, True), (CHAT["messages"][0], False)):
+        history = [*CHAT["messages"], last]
+        await chat(client, messages=history, continue_final_message=True)
+        assert llm.continues is continues
+        await client.post("/tokenize", json={"messages": history, "continue_final_message": True})
+        assert llm.continues is continues
+
+
 def marks(llm: FakeLLM) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """The tokens that end the thought a grammar waits for, and those that begin it."""
     assert llm.submitted[-1].params.grammar is not None

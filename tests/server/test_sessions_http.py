@@ -81,3 +81,15 @@ async def test_joined_forks_need_nothing(client: TestClient, llm: FakeLLM) -> No
     response = await client.post("/concate_and_append_request", json=body)
     assert (response.status, await response.read()) == (200, b"")
     assert not llm.submitted
+
+
+@pytest.mark.parametrize(
+    "path", ["/open_session", "/close_session", "/pause_generation", "/continue_generation"]
+)
+async def test_a_body_that_is_not_encoded_as_it_says(
+    client: TestClient, llm: FakeLLM, path: str
+) -> None:
+    response = await client.post(path, data=b"{}", headers={"Content-Encoding": "gzip"})
+    assert response.status == 400
+    assert (await response.json())["message"].startswith("The body cannot be read: ")
+    assert not (llm.sessions or llm.paused_in)
