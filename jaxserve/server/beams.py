@@ -164,6 +164,7 @@ def _problems(call: Call, shown: Shown, num_results: int, vocab_size: int) -> It
     for is_given, sentence in (
         (call.options.session, "is not supported for session requests"),
         (call.options.num_logprobs is not None, "does not support return_logprob"),
+        (params.hidden_states is not None, "does not support return_hidden_states"),
         (params.grammar, "is not supported with constrained decoding"),
         (params.stop or params.stop_regex,
          "does not support stop strings/regex yet; use stop_token_ids"),
