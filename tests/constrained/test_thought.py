@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 
+import numpy as np
 import pytest
 from grammar_harness import BOS, CALL, EOS, OTHER_EOS, allowed, byte_level, spelled, text_of
 from hypothesis import given, settings
@@ -99,7 +100,7 @@ PARTS = [[i] for i in (*PIECES, *ids("a \n"), BLANK, BRACE)] + [BY_BYTE[:-1]] * 
 def test_the_wait_ends_when_the_text_has_the_mark(parts: list[list[int]]) -> None:
     """Whatever tokens spell it; and what stands behind it is never of the token that ended it."""
     follower = ThoughtFollower(Thought(end_ids=END_IDS), VOCABULARY, has_grammar=True)
-    row = VOCABULARY.empty_masks(1)[0]
+    row = np.zeros(VOCABULARY.num_mask_words, np.uint32)
     text = b""
     for token_id in chain(*parts, BY_BYTE):
         follower.fill(row)
