@@ -106,18 +106,8 @@ class GenerateRequest:
 
     @property
     def beam_width(self) -> int:
-        """How many beams each prompt is searched with; 1: it is sampled.
-
-        Raises:
-            SamplingFieldError: it is no integer.
-            InvalidRequestError: it is out of its range, or not the same for all prompts.
-        """
-        widths = {beam_width(fields) for fields in self.sampling}
-        if len(widths) > 1:
-            raise InvalidRequestError(
-                "The beam_width should be the same for all samples in sample params."
-            )
-        return widths.pop()
+        """How many beams each prompt is searched with; see ``sampling_dict.beam_width``."""
+        return beam_width(self.sampling)
 
     def calls(self) -> tuple[list[Call], int]:
         """The sequences to submit, and n, how often each is sampled.

@@ -122,6 +122,7 @@ REFUSED = [
     ({"max_new_tokens": 0}, {}, "Beam search needs at least 1 generated token; raise max_new_"),
     ({}, {"session_params": {"id": "s"}}, "Beam search is not supported for session requests. L"),
     ({}, {"return_logprob": True}, "Beam search does not support return_logprob. Leave it away, o"),
+    ({}, {"return_hidden_states": True}, "Beam search does not support return_hidden_states. Lea"),
     ({"regex": "a"}, {}, "Beam search is not supported with constrained decoding. Leave it away"),
     ({"stop": "a"}, {}, "Beam search does not support stop strings/regex yet; use stop_token_ids."),
     ({"stop_regex": "a"}, {}, "Beam search does not support stop strings/regex yet; use stop_tok"),
