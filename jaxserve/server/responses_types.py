@@ -76,7 +76,10 @@ class ResponsesBody(CommonBody):
     include: Items[str] = []
     store: bool = True
     background: bool = False
-    truncation: Literal["disabled"] = "disabled"
+    truncation: Annotated[
+        Literal["auto", "disabled"],
+        Field(description="auto: what is too long for the context loses its oldest turns."),
+    ] = "disabled"
     service_tier: str = "auto"
     user: str | None = None
     safety_identifier: str | None = None
