@@ -22,7 +22,7 @@ from jaxserve.native_fields import (
     wrong_length,
     wrong_type,
 )
-from jaxserve.request import SamplingParams, SessionParams
+from jaxserve.request import SamplingParams, SessionParams, check_rid
 from jaxserve.sampling_dict import sampling_params_from_dict
 
 MAX_N = 1024
@@ -310,6 +310,7 @@ def _rids(body: Fields, is_batch: bool, count: int) -> Sequence[str | None]:
         return [None] * count
     if not isinstance(value, list):
         rid = string("rid", value)
+        check_rid(rid)
         return [f"{rid}_{i}" for i in range(count)] if is_batch else [rid]
     if len(value) != count:
         raise wrong_length("rid", len(value), count)
