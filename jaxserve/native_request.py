@@ -3,6 +3,7 @@
 Keys that nobody knows are ignored, null is absent.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from jaxserve.request import SamplingParams, SessionParams, check_rid
 from jaxserve.sampling_dict import sampling_params_from_dict
 
 MAX_N = 1024
+MAX_NAMESPACE_CHARS = 256
 MAX_SEQUENCES = 65_536  # of one request: each costs a few kB and 20 µs before it is queued
 NO_PROMPT_LOGPROBS = -1
 Prompt = str | tuple[int, ...]
@@ -189,7 +191,10 @@ def cache_namespace(extra_key: str | None, cache_salt: str | None) -> str:
     """The name under which prefixes are cached; "" for what names nothing."""
     if not extra_key and not cache_salt:
         return ""
-    return json.dumps([cache_salt or "", extra_key or ""])  # a separator cannot be forged
+    name = json.dumps([cache_salt or "", extra_key or ""])  # a separator cannot be forged
+    if len(name) <= MAX_NAMESPACE_CHARS:
+        return name
+    return hashlib.sha256(name.encode()).hexdigest()  # the cache keeps it as long as the prefixes
 
 
 def parse_generate(body: Fields, preferred: Fields | None = None) -> GenerateRequest:
