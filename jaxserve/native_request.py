@@ -3,6 +3,7 @@
 Keys that nobody knows are ignored, null is absent.
 """
 
+import hashlib
 import json
 import reprlib
 from collections import Counter
@@ -24,10 +25,11 @@ from jaxserve.native_fields import (
     wrong_type,
 )
 from jaxserve.native_refusals import check_supported
-from jaxserve.request import HiddenStates, SamplingParams, SessionParams
+from jaxserve.request import HiddenStates, SamplingParams, SessionParams, check_rid
 from jaxserve.sampling_dict import beam_width, sampling_params_from_dict
 
 MAX_N = 1024
+MAX_NAMESPACE_CHARS = 256
 MAX_SEQUENCES = 65_536  # of one request: each costs a few kB and 20 µs before it is queued
 NO_PROMPT_LOGPROBS = -1
 Prompt = str | tuple[int, ...]
@@ -159,7 +161,10 @@ def cache_namespace(extra_key: str | None, cache_salt: str | None) -> str:
     """The name under which prefixes are cached; "" for what names nothing."""
     if not extra_key and not cache_salt:
         return ""
-    return json.dumps([cache_salt or "", extra_key or ""])  # a separator cannot be forged
+    name = json.dumps([cache_salt or "", extra_key or ""])  # a separator cannot be forged
+    if len(name) <= MAX_NAMESPACE_CHARS:
+        return name
+    return hashlib.sha256(name.encode()).hexdigest()  # the cache keeps it as long as the prefixes
 
 
 def parse_generate(body: Fields, preferred: Fields | None = None) -> GenerateRequest:
@@ -286,6 +291,7 @@ def _rids(body: Fields, is_batch: bool, count: int) -> Sequence[str | None]:
         return [None] * count
     if not isinstance(value, list):
         rid = string("rid", value)
+        check_rid(rid)
         return [f"{rid}_{i}" for i in range(count)] if is_batch else [rid]
     if len(value) != count:
         raise wrong_length("rid", len(value), count)

@@ -32,6 +32,11 @@ REFUSED = [
         "Duplicate request IDs detected within the request: x",
     ),
     (
+        {"text": ["a", "b"], "rid": "x" * 1025},
+        "a rid has at most 1024 characters, one of 1025 was given; shorten it, or leave it away to "
+        "have one made up.",
+    ),
+    (
         {"text": ["a", "b"], "rid": ["x"]},
         "rid has 1 items, the request has 2 prompts; send one item per prompt or a single value "
         "for all.",
