@@ -121,7 +121,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "hidden_spans", "plan",
         "catch_up", "settings", "waiting_line", "outputs", "stats", "checks", "scheduler",
     ),
-    "models": ("rope", "layers", "attention", "llama", "qwen2", "qwen3", "registry"),
+    "models": ("rope", "layers", "attention", "row_shards", "llama", "qwen2", "qwen3", "registry"),
     "weights": (
         "reader", "mapping", "safetensors", "gguf", "dummy", "demo", "source", "loader",
     ),

@@ -1,7 +1,8 @@
 """One step as a pure function of arrays: what the runner runs and what tools compile to look at."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jaxserve.executor.packing import packed_len, unpack
 from jaxserve.executor.sampler import Sampled, sample
 from jaxserve.executor.sharding import Placement
 from jaxserve.executor.slots import record
-from jaxserve.models import AttnContext, Model
+from jaxserve.models import AttnContext, Model, RowShards
 
 Leaf = jax.Array | jax.ShapeDtypeStruct
 
@@ -21,10 +22,10 @@ Leaf = jax.Array | jax.ShapeDtypeStruct
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What a step leaves beside the state.  B rows, T tokens, D model width, V vocabulary."""
+    """What a step leaves beside the state.  R rows of a shard, T tokens, D width, V vocabulary."""
 
     sampled: Sampled
-    logits: jax.Array  # f32[B, V]; the model's own
+    logits: jax.Array  # f32[R, V]; the model's own, of the shard's rows of ``RowShards``
     hidden: jax.Array | None  # [T, D], what logits are made of; of a DECODE step if it keeps_hidden
 
 
@@ -70,7 +71,16 @@ def step_function(
             last = jnp.maximum(inputs.q_starts[1:] - 1, 0)  # [B]; a padding row has no token
             last_hidden = hidden.at[last].get(mode="promise_in_bounds")
         logits = module.logits(last_hidden)
-        sampled = sample(logits, inputs.sampling, state.slots, inputs.row_slots, inputs.kv_lens)
+        shards = RowShards(model.plan, bucket.num_rows)
+        sampled = shards.everyones(
+            sample(
+                logits,
+                replace(inputs.sampling, rows=shards.mine(inputs.sampling.rows, axis=1)),
+                state.slots,
+                shards.mine(inputs.row_slots),
+                shards.mine(inputs.kv_lens),
+            )
+        )
         samples = inputs.sampling.unpack().samples
         slots = jnp.where(samples, inputs.row_slots, PADDING_SLOT)
         new_state = DeviceState(
@@ -101,10 +111,12 @@ def trace_step(
             ``state_specs``): nothing is computed, so that any size can be traced anywhere.
     """
     packed = placement.struct((packed_len(bucket),), jnp.int32)
+    whole: Any = PartitionSpec()
+    rows: Any = RowShards(model.plan, bucket.num_rows).spec
     arguments = (list(leaves), state, packed)
     step = placement.shard_map(
         step_function(model, bucket, attention_backend, keeps_hidden=keeps_hidden),
         arguments,
-        lambda specs: (specs[1], PartitionSpec()),
+        lambda specs: (specs[1], StepOutput(whole, rows, whole)),
     )
     return jax.jit(step, donate_argnums=1).trace(*arguments)

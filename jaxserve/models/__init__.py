@@ -11,12 +11,14 @@ from jaxserve.models.attention import (
     unsupported_reason,
 )
 from jaxserve.models.registry import Model, build_model
+from jaxserve.models.row_shards import RowShards
 
 __all__ = [
     "BF16_BITS",
     "AttnContext",
     "KVPool",
     "Model",
+    "RowShards",
     "add_rms_norm",
     "attend",
     "build_model",
