@@ -46,7 +46,8 @@ def write_kv(
 
     Args:
         k_pages, v_pages: pools ``[P, K, page_size, H]``; donate them to update in place.
-            f32, bf16, f16, fp8 e4m3, or uint16 (``BF16_BITS``): the bits of bfloat16.
+            f32, bf16, f16, fp8 e4m3, or uint16 (``BF16_BITS``): the bits of bfloat16, or
+            uint8 (``FP8_BITS``): those of e4m3.
         k, v: ``[T, K, H]`` f32, bf16 or f16, cast to the pool's dtype.
         write_slots: ``i32[T]``, ``page * page_size + offset``; padding points at page 0.
         k_scale, v_scale: ``f32[]`` > 0, only with fp8 pools: what is stored is value / scale,

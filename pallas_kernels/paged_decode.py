@@ -17,9 +17,9 @@ some rows of a 64-row ``wgmma``; the other rows hold garbage that is never store
 have time to spare here: at head dim 128 a tile of 64 keys takes about 0.3 us of them and 1.4 us
 of its SM's share of memory bandwidth.  So what counts is bytes in flight, and two blocks per SM.
 
-Tiles of e4m3 are widened by the warpgroup that computes.  At head dim 128 that is some 350 of its
-instructions a tile, beside those of the other block on the SM; a tile arrives in 0.7 us, and
-takes that long in tensor cores and softmax only if nothing overlaps (judged, not measured).
+Tiles of e4m3 are widened by the warpgroup that computes.  They arrive in half of the time, one for
+each of an SM's two blocks in 1.4 us, about 2500 clocks; of those a thread spends some 350 on
+instructions that widen and 300 on the softmax (read off the machine code, not measured).
 """
 
 import functools

@@ -2,6 +2,8 @@
 
 from jaxserve.models.attention import (
     BF16_BITS,
+    FP8,
+    FP8_BITS,
     AttnContext,
     KVPool,
     add_rms_norm,
@@ -14,6 +16,8 @@ from jaxserve.models.registry import Model, build_model
 
 __all__ = [
     "BF16_BITS",
+    "FP8",
+    "FP8_BITS",
     "AttnContext",
     "KVPool",
     "Model",

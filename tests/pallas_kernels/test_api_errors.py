@@ -20,7 +20,10 @@ from pallas_kernels import (
 
 GOOD = make_case(Spec(rows=((0, 4),), padding_tokens=0, padding_rows=0))
 FIELDS = ("q", "k_pages", "v_pages", "page_table", "kv_lens", "q_starts")
-POOL = "float32, bfloat16, float16, float8_e4m3fn, uint16 (uint16 holds the bits of bfloat16)"
+POOL = (
+    "float32, bfloat16, float16, float8_e4m3fn, uint16, uint8 (uint16 holds the bits of bfloat16, "
+    "uint8 those of float8_e4m3fn)"
+)
 FLOATS = "float32, bfloat16, float16"
 
 
