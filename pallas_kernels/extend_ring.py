@@ -25,6 +25,8 @@ from pallas_kernels.hopper import (
     tile_ref,
 )
 
+WIDEN_LOADS = 4  # in flight of a thread: what the copier's registers allow
+
 
 @dataclass(frozen=True, slots=True)
 class Shared:
@@ -129,7 +131,8 @@ class _Copier:
         slot = self.plan.slot(step)
         plgpu.barrier_wait(ring.copied)
         self._wait_for_place(step, ring)
-        self.plan.warpgroup.widen(ring.stored, ring.tiles.at[slot], visible)
+        tile = ring.tiles.at[slot]
+        self.plan.warpgroup.widen(ring.stored, tile, visible, num_loads=WIDEN_LOADS)
         plgpu.barrier_arrive(ring.full.at[slot])
 
     def _wait_for_place(self, step: jax.Array, ring: _Ring) -> None:

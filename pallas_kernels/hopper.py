@@ -82,6 +82,9 @@ def tile_ref(shape: Sequence[int], dtype: jnp.dtype) -> pl.MemoryRef:
     return plgpu.SMEM(tuple(shape), dtype, transforms=tile_transforms(shape[-1], dtype))
 
 
+WIDEN_ELEMENTS = 1024  # that a warpgroup loads at once, eight each
+
+
 def widen_columns(head_dim: int) -> int:
     """Columns that ``Warpgroup.widen`` takes at once: whole lines of the tile it writes."""
     return 32 if head_dim % 64 else min(head_dim, 128)
@@ -100,8 +103,13 @@ def stored_ref(shape: Sequence[int]) -> pl.MemoryRef:
     return plgpu.SMEM(tuple(shape), FP8)
 
 
-def stacked_scales(k_scale: jax.Array | None, v_scale: jax.Array | None) -> jax.Array:
-    """``f32[2]`` for a kernel to read; 1 where there is none."""
+def stacked_scales(k_scale: jax.Array | None, v_scale: jax.Array | None) -> jax.Array | None:
+    """``f32[2]`` for a kernel to read, 1 where there is none; None if there are none at all.
+
+    Even two constants would be a launch of their own before each call.
+    """
+    if k_scale is None and v_scale is None:
+        return None
     scales = (jnp.float32(1.0) if scale is None else scale for scale in (k_scale, v_scale))
     return jnp.stack(list(scales))
 
@@ -237,13 +245,16 @@ class Warpgroup:
         stored: jax.Array,
         tile: jax.Array,
         visible: tuple[jax.Array | int, jax.Array] | None = None,
+        *,
+        num_loads: int = 1,
     ) -> None:
         """Write the e4m3 rows ``stored [n, H]`` into ``tile [n, H]`` as numbers of its dtype.
 
         Exact: a float16 or bfloat16 has every value of e4m3.  Both lie in shared memory, the
         tile as ``wgmma`` wants it.  Rows that are not in ``visible``, [first, end), become 0.
 
-        A thread takes eight elements at a time: its loads are side by side, its stores whole
+        A thread takes eight elements at a time, ``num_loads`` times before it stores: more hide
+        more of their latency, and cost registers.  Its loads are side by side, its stores whole
         chunks of a swizzled line, and neither meets a bank conflict.  Pairs become f16 by one
         instruction (PTX ISA, ``cvt.rn.f16x2.e4m3x2``), and bfloat16 through f32 by three more.
         """
@@ -258,8 +269,7 @@ class Warpgroup:
         num_rows, head_dim = stored.shape
         width, is_f16 = widen_columns(head_dim), tile.dtype == jnp.float16
         layout = widen_layout(width)
-        # Loads in flight at once, of 1024 elements: those that f32 is made of need more registers.
-        height = min(num_rows, (4 if is_f16 else 2) * 1024 // width)
+        height = min(num_rows, num_loads * WIDEN_ELEMENTS // width)
         rows = None
         if visible is not None:
             rows = self._cast(lax.broadcasted_iota(jnp.int32, (height, width), 0), layout)

@@ -88,7 +88,7 @@ def paged_decode_attention(
         warpgroup=Warpgroup(interpreted=bool(interpret)),
         is_fp8=k_pages.dtype == FP8,
     )
-    scales = stacked_scales(k_scale, v_scale) if plan.is_fp8 else None
+    scales = stacked_scales(k_scale, v_scale)
     return run(plan, q, k_pages, v_pages, page_table, kv_lens, interpret, scales)
 
 
@@ -222,7 +222,9 @@ def _scratch(plan: DecodePlan, dtype: jnp.dtype) -> dict[str, object]:
 def _body(plan: DecodePlan, q, k_pages, v_pages, page_table, kv_lens, *refs, **scratch) -> None:
     """One block: (row, split, kv head)."""
     shared, warpgroup = _Shared(**scratch), lax.axis_index("warpgroup")
-    scales, outputs = (refs[0], refs[1:]) if plan.is_fp8 else (None, refs)
+    num_outputs = 1 if plan.config.num_splits == 1 else 2
+    outputs = refs[-num_outputs:]
+    scales = refs[0] if len(refs) > num_outputs else None
 
     # Each role works out its share for itself: what both need would have to be kept in registers
     # of the lesser of the two.
@@ -358,7 +360,10 @@ class _Tile:
     def widen(self, visible: Visible) -> None:
         """Make numbers of e4m3, which frees its place."""
         self.wait()
-        self.plan.warpgroup.widen(self.ring.tiles.at[self.slot], self.ring.wide, visible)
+        # All that fit into the registers: with f16 ptxas leaves none for a second one.
+        num_loads = 1 if self.ring.wide.dtype == jnp.float16 else 2
+        stored = self.ring.tiles.at[self.slot]
+        self.plan.warpgroup.widen(stored, self.ring.wide, visible, num_loads=num_loads)
         self.give_back()
 
     def use(self, visible: Visible, product: Callable[[jax.Array], jax.Array]) -> jax.Array:

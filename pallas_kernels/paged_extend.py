@@ -82,7 +82,7 @@ def paged_extend_attention(
         warpgroup=Warpgroup(interpreted=bool(interpret)),
         is_fp8=k_pages.dtype == FP8,
     )
-    scales = stacked_scales(k_scale, v_scale) if plan.is_fp8 else None
+    scales = stacked_scales(k_scale, v_scale)
     return run(plan, q, k_pages, v_pages, page_table, kv_lens, q_starts, interpret, scales)
 
 

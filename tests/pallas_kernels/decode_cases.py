@@ -134,7 +134,9 @@ def run_kernel(spec: Spec, case: Case) -> jax.Array:
         waits_for_slot=spec.waits_for_slot,
         waits_for_data=spec.waits_for_data,
     )
-    scales = jnp.asarray(spec.kv_scales, jnp.float32) if spec.is_fp8 else None
+    scales = None
+    if spec.kv_scales != (1.0, 1.0):
+        scales = jnp.asarray(spec.kv_scales, jnp.float32)
     run = jax.jit(
         lambda *arrays: paged_decode.run(plan, *arrays, hopper.interpreter_params(), scales)
     )

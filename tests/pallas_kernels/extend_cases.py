@@ -92,8 +92,8 @@ def run_kernel(call: Call, case: Case) -> jax.Array:
         frees_early=call.frees_early,
     )
     scales = {}
-    if plan.is_fp8:
-        scales["scales"] = jnp.asarray(call.kv_scales or (1.0, 1.0), jnp.float32)
+    if call.kv_scales:
+        scales["scales"] = jnp.asarray(call.kv_scales, jnp.float32)
     run = partial(paged_extend.run, plan, interpret=hopper.interpreter_params())
     return jax.jit(run)(*case.extend_arguments, **scales)
 
