@@ -15,6 +15,7 @@ GIB = 2**30
 CHUNKED_PREFILL_OFF = -1
 SCHEDULE_POLICIES = ("fcfs", "lpm", "priority")
 DTYPES = ("auto", "float32", "float", "bfloat16", "float16", "half")
+KV_CACHE_DTYPES = ("auto", "fp8_e4m3")
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 SAMPLING_DEFAULTS = ("model", "openai")
 API_COMPATS = ("0.5", "0.3")
@@ -46,6 +47,7 @@ class EngineConfig:
     revision: str | None = None
     download_dir: str | None = None
     dtype: str = "auto"
+    kv_cache_dtype: str = "auto"  # of stored keys and values; auto: that of the weights
     tp_size: int = 1  # devices that the model is divided among
     context_length: int | None = None
     chat_template: str | None = None  # a .jinja file
@@ -195,6 +197,7 @@ def _round_up(value: int, multiple: int) -> int:
 def _check(config: EngineConfig, model: ModelConfig) -> None:
     _one_of("--schedule-policy", config.schedule_policy, SCHEDULE_POLICIES)
     _one_of("--dtype", config.dtype, DTYPES)
+    _one_of("--kv-cache-dtype", config.kv_cache_dtype, KV_CACHE_DTYPES)
     _one_of("--attention-backend", config.attention_backend, ATTENTION_BACKENDS)
     _one_of("--grammar-backend", config.grammar_backend, GRAMMAR_BACKENDS)
     if config.page_size < 1 or config.page_size & (config.page_size - 1):

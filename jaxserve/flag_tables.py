@@ -10,6 +10,7 @@ from jaxserve.config import (
     ATTENTION_BACKENDS,
     DTYPES,
     GRAMMAR_BACKENDS,
+    KV_CACHE_DTYPES,
     LOAD_FORMATS,
     LOG_FORMATS,
     LOG_REQUESTS_LEVELS,
@@ -21,6 +22,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 CHOICES: Mapping[str, tuple[str | int, ...]] = {
     "load_format": LOAD_FORMATS,
     "dtype": DTYPES,
+    "kv_cache_dtype": KV_CACHE_DTYPES,
     "schedule_policy": SCHEDULE_POLICIES,
     "attention_backend": ATTENTION_BACKENDS,
     "log_level": LOG_LEVELS,
@@ -58,9 +60,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "weight_version", "random_seed",
     ),
     "Memory and scheduling": (
-        "mem_fraction_static", "max_total_tokens", "page_size", "max_running_requests",
-        "max_queued_requests", "waiting_timeout_s", "running_timeout_s", "chunked_prefill_size",
-        "prefill_max_requests", "schedule_policy", "enable_priority_scheduling",
+        "mem_fraction_static", "max_total_tokens", "kv_cache_dtype", "page_size",
+        "max_running_requests", "max_queued_requests", "waiting_timeout_s", "running_timeout_s",
+        "chunked_prefill_size", "prefill_max_requests", "schedule_policy",
+        "enable_priority_scheduling",
         "schedule_low_priority_values_first", "max_extends_per_decode", "disable_radix_cache",
         "disable_overlap_schedule", "attention_backend",
     ),
@@ -149,6 +152,10 @@ HELP: Mapping[str, str] = {
     "max_total_tokens": (
         "size of the KV pool in tokens; may ask for more than the fraction, never for more "
         "than is free"
+    ),
+    "kv_cache_dtype": (
+        "of stored keys and values; auto: that of the weights; fp8_e4m3: one byte each, so that "
+        "twice as many tokens fit, less exact (values beyond 448 are held to it)"
     ),
     "page_size": (
         "tokens per page of the KV pool, a power of two; prefixes are shared in whole pages"

@@ -75,7 +75,6 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
         "quantization", "quantization-param-path", "modelopt-quant", "quantize-and-serve",
         "model-loader-extra-config={}", "custom-weight-loader",
     ),
-    "the KV pool has the dtype of the model": ("kv-cache-dtype=auto",),
     "the model's own code and config are used": (
         "model-impl=auto", "json-model-override-args={}", "model-config-parser=auto",
     ),

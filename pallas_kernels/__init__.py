@@ -8,11 +8,13 @@ from pallas_kernels.api import (
     write_kv,
 )
 from pallas_kernels.checks import check_page_table
-from pallas_kernels.layout import BF16_BITS, KVLayout
+from pallas_kernels.layout import BF16_BITS, FP8, FP8_BITS, KVLayout
 from pallas_kernels.support import unsupported_reason
 
 __all__ = [
     "BF16_BITS",
+    "FP8",
+    "FP8_BITS",
     "KVLayout",
     "add_rms_norm",
     "check_page_table",

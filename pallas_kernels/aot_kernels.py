@@ -260,8 +260,8 @@ def _suite() -> Iterator[Case]:
         yield KernelCase(op=op, soft_cap=SOFT_CAP, window=WINDOW)
         for group in (1, MAX_GROUP):
             yield KernelCase(op=op, group=group)
-        for kv_dtype in _other_kv_dtypes():
-            yield KernelCase(op=op, kv_dtype=kv_dtype)
+        for head_dim, kv_dtype in itertools.product(HEAD_DIMS, _other_kv_dtypes()):
+            yield KernelCase(op=op, head_dim=head_dim, kv_dtype=kv_dtype)
     # one row of Qwen2.5-0.5B and of SmolLM2-135M: query heads that fill no tile of 8 rows
     for group, num_kv_heads in ((7, 2), (3, 3)):
         yield KernelCase(
@@ -284,7 +284,11 @@ def _shapes() -> Iterator[Case]:
         yield replace(case, window=WINDOW)
         yield replace(case, soft_cap=SOFT_CAP, window=WINDOW)
         for kv_dtype in _other_kv_dtypes():
-            yield replace(case, kv_dtype=kv_dtype)
+            yield replace(case, kv_dtype=kv_dtype, soft_cap=SOFT_CAP, window=WINDOW)
+            for page_size, group, dtype in itertools.product(PAGE_SIZES, (1, 4, MAX_GROUP), DTYPES):
+                yield replace(
+                    case, page_size=page_size, group=group, dtype=dtype, kv_dtype=kv_dtype
+                )
     for num_rows in (1, 3, 64, 256):
         yield KernelCase(op="decode", num_rows=num_rows)
         yield KernelCase(op="decode", num_rows=num_rows, head_dim=64, group=7, num_kv_heads=2)
@@ -302,6 +306,11 @@ def _all() -> Iterator[Case]:
                 op=op, head_dim=head_dim, page_size=page_size, dtype=dtype, group=group
             )
             yield from (replace(case, config=config) for config in configs(case))
+    for op, head_dim, dtype, kv_dtype in itertools.product(
+        ATTENTION_OPS, HEAD_DIMS, DTYPES, _other_kv_dtypes()
+    ):
+        case = KernelCase(op=op, head_dim=head_dim, dtype=dtype, kv_dtype=kv_dtype)
+        yield from (replace(case, config=config) for config in configs(case))
 
 
 def configs(case: KernelCase) -> Iterator[Config]:

@@ -46,10 +46,11 @@ def write_kv(
 
     Args:
         k_pages, v_pages: pools ``[P, K, page_size, H]``; donate them to update in place.
-            f32, bf16, f16, fp8 e4m3, or uint16 (``BF16_BITS``): the bits of bfloat16.
+            f32, bf16, f16, fp8 e4m3, or uint16 (``BF16_BITS``): the bits of bfloat16, or
+            uint8 (``FP8_BITS``): those of e4m3.
         k, v: ``[T, K, H]`` f32, bf16 or f16, cast to the pool's dtype.
         write_slots: ``i32[T]``, ``page * page_size + offset``; padding points at page 0.
-        k_scale, v_scale: ``f32[]``, only with fp8 pools: what is stored is value / scale,
+        k_scale, v_scale: ``f32[]`` > 0, only with fp8 pools: what is stored is value / scale,
             held to the finite range of e4m3 (448).  None is 1.
         implementation: "pallas", "xla", "reference" or None for the first that supports it.
 
@@ -94,7 +95,7 @@ def paged_decode_attention(
         logit_soft_cap: scores s become ``cap * tanh(s / cap)``; None for none.
         sliding_window: the query sees only the last so many positions, its own among them;
             None for all.
-        k_scale, v_scale: ``f32[]``, only with fp8 pools: what is read is stored * scale.
+        k_scale, v_scale: ``f32[]`` > 0, only with fp8 pools: what is read is stored * scale.
         implementation: "pallas", "xla", "reference" or None for the first that supports it.
 
     Returns:

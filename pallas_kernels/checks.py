@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.layout import BF16_BITS, FP8, KVLayout
+from pallas_kernels.layout import BF16_BITS, FP8, FP8_BITS, KVLayout
 
 FLOATS = tuple(map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.float16)))
-POOL_DTYPES = (*FLOATS, FP8, BF16_BITS)
+POOL_DTYPES = (*FLOATS, FP8, BF16_BITS, FP8_BITS)
 
 
 def check_write(
@@ -78,7 +78,7 @@ def check_stored_scales(
     for name, value in (("k_scale", k_scale), ("v_scale", v_scale)):
         if value is None:
             continue
-        if k_pages.dtype != FP8:
+        if k_pages.dtype not in (FP8, FP8_BITS):
             raise ValueError(
                 f"{name} is for pools of {FP8.name}; these are {k_pages.dtype}: leave it None"
             )
@@ -100,7 +100,7 @@ def check_pools(k_pages: jax.Array, v_pages: jax.Array) -> KVLayout:
     if k_pages.dtype not in POOL_DTYPES:
         raise ValueError(
             f"the pools' dtype must be one of {_names(POOL_DTYPES)} (uint16 holds the bits of "
-            f"bfloat16); got {k_pages.dtype}"
+            f"bfloat16, uint8 those of {FP8.name}); got {k_pages.dtype}"
         )
     return layout
 

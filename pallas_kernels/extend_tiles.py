@@ -37,6 +37,7 @@ class ExtendPlan:
     sliding_window: int | None
     config: ExtendConfig
     warpgroup: Warpgroup
+    is_fp8: bool = False  # the pools hold e4m3, with scales
     waits_for_data: bool = True
     frees_early: bool = False
 
@@ -58,6 +59,25 @@ class ExtendPlan:
     def pages_per_tile(self) -> int:
         """Pages whose keys make one tile."""
         return self.config.block_kv // self.layout.page_size
+
+    @property
+    def arrivals_per_tile(self) -> int:
+        """What says that a tile is here: each page's copy, or the copier that has widened it."""
+        return 1 if self.is_fp8 else self.pages_per_tile
+
+    @property
+    def copier_registers(self) -> int:
+        """Of a thread that copies: more where it also widens.
+
+        A block of 384 is launched with 168 for each thread, and may share those out anew: 504
+        for one of each warpgroup.
+        """
+        return 56 if self.is_fp8 else 40
+
+    @property
+    def consumer_registers(self) -> int:
+        """Of a thread that computes: what the copier leaves."""
+        return (504 - self.copier_registers) // CONSUMERS
 
     @property
     def overlaps(self) -> bool:

@@ -22,6 +22,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, vector
 
+from pallas_kernels.layout import FP8
+
 try:
     from jax.experimental.pallas.mosaic_gpu import InterpretGPUParams
 except ImportError:  # jax 0.10 has it, but not under a public name
@@ -80,6 +82,38 @@ def tile_ref(shape: Sequence[int], dtype: jnp.dtype) -> pl.MemoryRef:
     return plgpu.SMEM(tuple(shape), dtype, transforms=tile_transforms(shape[-1], dtype))
 
 
+WIDEN_ELEMENTS = 1024  # that a warpgroup loads at once, eight each
+
+
+def widen_columns(head_dim: int) -> int:
+    """Columns that ``Warpgroup.widen`` takes at once: whole lines of the tile it writes."""
+    return 32 if head_dim % 64 else min(head_dim, 128)
+
+
+def widen_layout(width: int) -> plgpu.Layout:
+    """Eight elements a thread, a warp a run of whole rows of ``width`` columns."""
+    vector = 8
+    rows = 32 * vector // width
+    tiling = plgpu.Tiling(((4 * rows, width), (rows, width), (vector,)))
+    return plgpu.Layout.TILED(tiling, warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
+
+
+def stored_ref(shape: Sequence[int]) -> pl.MemoryRef:
+    """A ring of tiles ``[..., rows, head_dim]`` of e4m3 as a pool has them, row by row."""
+    return plgpu.SMEM(tuple(shape), FP8)
+
+
+def stacked_scales(k_scale: jax.Array | None, v_scale: jax.Array | None) -> jax.Array | None:
+    """``f32[2]`` for a kernel to read, 1 where there is none; None if there are none at all.
+
+    Even two constants would be a launch of their own before each call.
+    """
+    if k_scale is None and v_scale is None:
+        return None
+    scales = (jnp.float32(1.0) if scale is None else scale for scale in (k_scale, v_scale))
+    return jnp.stack(list(scales))
+
+
 def page_ids(
     page_table: jax.Array,  # i32[B, W] in device memory
     row: jax.Array,
@@ -120,7 +154,9 @@ def ceil_div(value: jax.Array, divisor: int) -> jax.Array:
     return lax.div(value + (divisor - 1), jnp.int32(divisor))
 
 
-def base2_scores(scores: jax.Array, scale: float, logit_soft_cap: float | None) -> jax.Array:
+def base2_scores(
+    scores: jax.Array, scale: float | jax.Array, logit_soft_cap: float | None
+) -> jax.Array:
     """Products ``q k`` times ``scale``, soft-capped, times log2(e).
 
     With cap c, c tanh(x / c) = c - 2 c / (1 + e^(2 x / c)): the hardware's own tanh is good to
@@ -202,6 +238,52 @@ class Warpgroup:
                 piece = tile.at[pl.ds(row, height), pl.ds(column, width)]
                 values = self._cast(piece[...], layout)
                 piece[...] = jnp.where(is_kept, values, jnp.zeros((), values.dtype))
+        plgpu.commit_smem()  # wgmma reads through another proxy than these stores wrote through
+
+    def widen(
+        self,
+        stored: jax.Array,
+        tile: jax.Array,
+        visible: tuple[jax.Array | int, jax.Array] | None = None,
+        *,
+        num_loads: int = 1,
+    ) -> None:
+        """Write the e4m3 rows ``stored [n, H]`` into ``tile [n, H]`` as numbers of its dtype.
+
+        Exact: a float16 or bfloat16 has every value of e4m3.  Both lie in shared memory, the
+        tile as ``wgmma`` wants it.  Rows that are not in ``visible``, [first, end), become 0.
+
+        A thread takes eight elements at a time, ``num_loads`` times before it stores: more hide
+        more of their latency, and cost registers.  Its loads are side by side, its stores whole
+        chunks of a swizzled line, and neither meets a bank conflict.  Pairs become f16 by one
+        instruction (PTX ISA, ``cvt.rn.f16x2.e4m3x2``), and bfloat16 through f32 by three more.
+        """
+        if self.interpreted:
+            values = stored[...].astype(tile.dtype)
+            if visible is not None:
+                rows = lax.broadcasted_iota(jnp.int32, values.shape, 0)
+                values = jnp.where(is_between(rows, *visible), values, jnp.zeros((), tile.dtype))
+            tile[...] = values
+            plgpu.commit_smem()
+            return
+        num_rows, head_dim = stored.shape
+        width, is_f16 = widen_columns(head_dim), tile.dtype == jnp.float16
+        layout = widen_layout(width)
+        height = min(num_rows, num_loads * WIDEN_ELEMENTS // width)
+        rows = None
+        if visible is not None:
+            rows = self._cast(lax.broadcasted_iota(jnp.int32, (height, width), 0), layout)
+        for row in range(0, num_rows, height):
+            for column in range(0, head_dim, width):
+                piece = pl.ds(row, height), pl.ds(column, width)
+                values = self._cast(stored.at[piece][...], layout).astype(jnp.float16)
+                if not is_f16:
+                    values = values.astype(jnp.float32).astype(tile.dtype)
+                if visible is not None:
+                    first, end = visible
+                    is_kept = is_between(rows, first - row, end - row)
+                    values = jnp.where(is_kept, values, jnp.zeros((), tile.dtype))
+                tile[piece] = values
         plgpu.commit_smem()  # wgmma reads through another proxy than these stores wrote through
 
     def store_rows_between(

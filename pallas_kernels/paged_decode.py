@@ -16,10 +16,14 @@ TMA copies, a page at a time, the other computes.  The G <= 16 query heads of a 
 some rows of a 64-row ``wgmma``; the other rows hold garbage that is never stored.  Tensor cores
 have time to spare here: at head dim 128 a tile of 64 keys takes about 0.3 us of them and 1.4 us
 of its SM's share of memory bandwidth.  So what counts is bytes in flight, and two blocks per SM.
+
+Tiles of e4m3 are widened by the warpgroup that computes.  They arrive in half of the time, one for
+each of an SM's two blocks in 1.4 us, about 2500 clocks; of those a thread spends some 350 on
+instructions that widen and 300 on the softmax (read off the machine code, not measured).
 """
 
 import functools
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -28,6 +32,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.decode_tiles import Block, DecodePlan
 from pallas_kernels.hopper import (
     COMPILER_PARAMS,
     MMA_ROWS,
@@ -39,66 +44,17 @@ from pallas_kernels.hopper import (
     is_between,
     page_ids,
     round_up,
+    stacked_scales,
+    stored_ref,
     tile_ref,
 )
-from pallas_kernels.layout import KVLayout
+from pallas_kernels.layout import FP8, KVLayout
 from pallas_kernels.tuning import DecodeConfig
+
+Visible = tuple[jax.Array | int, jax.Array] | None  # the tile's keys in [first, end); None: all
 
 COMPUTES, COPIES = 0, 1  # the two warpgroups of a block
 COPIER_REGISTERS = 40
-
-
-@dataclass(frozen=True, slots=True)
-class DecodePlan:
-    """All that is static in one call.
-
-    ``waits_for_slot`` and ``waits_for_data`` are seams of the tests: without either wait the
-    race detector must speak up.
-    """
-
-    num_rows: int
-    num_heads: int
-    layout: KVLayout
-    scale: float
-    logit_soft_cap: float | None
-    sliding_window: int | None
-    config: DecodeConfig
-    warpgroup: Warpgroup
-    waits_for_slot: bool = True
-    waits_for_data: bool = True
-
-    @property
-    def group(self) -> int:
-        """Query heads per kv head."""
-        return self.num_heads // self.layout.num_kv_heads
-
-    @property
-    def pages_per_tile(self) -> int:
-        """Pages whose keys make one tile."""
-        return self.config.block_kv // self.layout.page_size
-
-    @property
-    def query_rows(self) -> int:
-        """Rows of q to bring in so that a group is among them wherever it starts.
-
-        A copy into a swizzled tile must start at a multiple of eight rows: from another one TMA
-        reads zeros where the next eight begin.  Groups start at multiples of gcd(G, 8).
-        """
-        shift = TILE_LINES - math.gcd(self.group, TILE_LINES)
-        return round_up(shift + self.group, TILE_LINES)
-
-    def first_query(self, row: jax.Array, head: jax.Array) -> jax.Array:
-        """Index in ``[B * N]`` of the first query head of a group."""
-        return row * self.num_heads + head * self.group
-
-    @property
-    def registers(self) -> int:
-        """Per computing thread; the compiler also launches the block with that many.
-
-        An SM has 65536: at 128 for each of 256 threads two blocks fit.  A thread holds half of
-        ``head_dim`` of output and half of ``block_kv`` of scores beside about 30 of its own.
-        """
-        return 128 if self.layout.head_dim <= 128 and self.config.block_kv == 64 else 240
 
 
 def paged_decode_attention(
@@ -118,16 +74,8 @@ def paged_decode_attention(
 ) -> jax.Array:  # [B, N, H], dtype of q
     """One query per row, at the row's last position.
 
-    Raises:
-        NotImplementedError: scales of an fp8 pool.  wgmma takes its right side from shared memory
-            in the dtype of q, and Mosaic turns e4m3 into it one element at a time: about 1000
-            clocks a tile of 64 keys at head dim 128, whose bytes arrive in 1250.
+    ``k_scale`` and ``v_scale`` are of pools of e4m3 and of no others; None is 1.
     """
-    if k_scale is not None or v_scale is not None:
-        raise NotImplementedError(
-            "pallas attention: given k_scale or v_scale; supported pools of bfloat16, float16 "
-            "without scales; use implementation='xla'"
-        )
     num_rows, num_heads, _ = q.shape
     plan = DecodePlan(
         num_rows=num_rows,
@@ -138,8 +86,10 @@ def paged_decode_attention(
         sliding_window=sliding_window,
         config=config,
         warpgroup=Warpgroup(interpreted=bool(interpret)),
+        is_fp8=k_pages.dtype == FP8,
     )
-    return run(plan, q, k_pages, v_pages, page_table, kv_lens, interpret)
+    scales = stacked_scales(k_scale, v_scale)
+    return run(plan, q, k_pages, v_pages, page_table, kv_lens, interpret, scales)
 
 
 def run(
@@ -150,6 +100,7 @@ def run(
     page_table: jax.Array,
     kv_lens: jax.Array,
     interpret: object,
+    scales: jax.Array | None = None,  # f32[2] of the keys and of the values; of e4m3 only
 ) -> jax.Array:
     """The kernel and, if rows are split, the combination."""
     queries = q.reshape(-1, plan.layout.head_dim)  # [B * N, H]
@@ -178,7 +129,8 @@ def run(
         kernel_name="paged_decode_attention",
         interpret=interpret,
     )
-    results = kernel(queries, k_pages, v_pages, page_table, kv_lens)
+    operands = (queries, k_pages, v_pages, page_table, kv_lens)
+    results = kernel(*operands, *(() if scales is None else (scales,)))
     return results[0] if split == 1 else combine(*results, q.dtype)
 
 
@@ -210,23 +162,48 @@ def combine(partial: jax.Array, lse: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 @dataclass(frozen=True, slots=True)
+class _Ring:
+    """Tiles of keys or of values as a pool has them, and where e4m3 becomes what q is."""
+
+    tiles: jax.Array  # [num_stages, block_kv, H]
+    full: jax.Array  # [num_stages]
+    free: jax.Array
+    wide: jax.Array | None  # [block_kv, H], of an e4m3 ring
+
+
+@dataclass(frozen=True, slots=True)
 class _Shared:
     """Shared memory of a block: tiles, and barriers that say when they are full and free."""
 
     q_tile: jax.Array  # [64, H]
-    k_tiles: jax.Array  # [num_stages, block_kv, H]
+    k_tiles: jax.Array
     v_tiles: jax.Array
     q_full: jax.Array
-    k_full: jax.Array  # [num_stages]
+    k_full: jax.Array
     v_full: jax.Array
     k_free: jax.Array
     v_free: jax.Array
+    k_wide: jax.Array | None = None
+    v_wide: jax.Array | None = None
+
+    @property
+    def keys(self) -> _Ring:
+        return _Ring(self.k_tiles, self.k_full, self.k_free, self.k_wide)
+
+    @property
+    def values(self) -> _Ring:
+        return _Ring(self.v_tiles, self.v_full, self.v_free, self.v_wide)
 
 
 def _scratch(plan: DecodePlan, dtype: jnp.dtype) -> dict[str, object]:
     """Types of ``_Shared``."""
     stages, head_dim = plan.config.num_stages, plan.layout.head_dim
-    tiles = tile_ref((stages, plan.config.block_kv, head_dim), dtype)
+    tile_shape = (plan.config.block_kv, head_dim)
+    if plan.is_fp8:
+        wide = tile_ref(tile_shape, dtype)
+        tiles, wide_tiles = stored_ref((stages, *tile_shape)), {"k_wide": wide, "v_wide": wide}
+    else:
+        tiles, wide_tiles = tile_ref((stages, *tile_shape), dtype), {}
     full = plgpu.Barrier(num_barriers=stages, num_arrivals=plan.pages_per_tile)
     free = plgpu.Barrier(num_barriers=stages)
     return {
@@ -238,48 +215,23 @@ def _scratch(plan: DecodePlan, dtype: jnp.dtype) -> dict[str, object]:
         "v_full": full,
         "k_free": free,
         "v_free": free,
+        **wide_tiles,
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """What one block works on: ``num_tiles`` tiles of a row from ``first_tile``.
-
-    ``end_key`` is where the row's keys end, counted from the first key of ``first_tile``.
-    """
-
-    row: jax.Array
-    head: jax.Array
-    split: jax.Array
-    kv_len: jax.Array
-    first_tile: jax.Array
-    num_tiles: jax.Array  # not positive if there is nothing to do
-    end_key: jax.Array
-
-    @classmethod
-    def of(cls, plan: DecodePlan, kv_lens: jax.Array) -> "_Block":
-        """The share of the running block: an equal run of the row's visible tiles."""
-        block_kv, num_splits = plan.config.block_kv, plan.config.num_splits
-        row, head, split = (lax.axis_index(name) for name in ("row", "head", "split"))
-        kv_len = kv_lens[row]
-        first = jnp.int32(0)
-        if plan.sliding_window is not None:
-            first = lax.div(jnp.maximum(kv_len - plan.sliding_window, 0), jnp.int32(block_kv))
-        end = ceil_div(kv_len, block_kv)
-        share = ceil_div(end - first, num_splits)
-        first_tile = first + split * share
-        num_tiles = jnp.minimum(share, end - first_tile)
-        return cls(row, head, split, kv_len, first_tile, num_tiles, kv_len - first_tile * block_kv)
-
-
-def _body(plan: DecodePlan, q, k_pages, v_pages, page_table, kv_lens, *outputs, **scratch) -> None:
+def _body(plan: DecodePlan, q, k_pages, v_pages, page_table, kv_lens, *refs, **scratch) -> None:
     """One block: (row, split, kv head)."""
-    block, shared = _Block.of(plan, kv_lens), _Shared(**scratch)
-    warpgroup = lax.axis_index("warpgroup")
+    shared, warpgroup = _Shared(**scratch), lax.axis_index("warpgroup")
+    num_outputs = 1 if plan.config.num_splits == 1 else 2
+    outputs = refs[-num_outputs:]
+    scales = refs[0] if len(refs) > num_outputs else None
 
+    # Each role works out its share for itself: what both need would have to be kept in registers
+    # of the lesser of the two.
     @pl.when(warpgroup == COPIES)
     def _() -> None:
         plgpu.set_max_registers(COPIER_REGISTERS, action="decrease")
+        block = Block.of(plan, kv_lens)
 
         @pl.when(block.num_tiles > 0)
         def _() -> None:
@@ -288,11 +240,13 @@ def _body(plan: DecodePlan, q, k_pages, v_pages, page_table, kv_lens, *outputs, 
     @pl.when(warpgroup == COMPUTES)
     def _() -> None:
         plgpu.set_max_registers(plan.registers, action="increase")
-        out, highest, total = _attend(plan, block, shared)
-        _store(plan, block, outputs, out, highest, total)
+        block = Block.of(plan, kv_lens)
+        out, highest, total = _attend(plan, block, shared, scales)
+        v_scale = 1.0 if scales is None else scales[1]
+        _store(plan, block, outputs, out, highest, total, v_scale)
 
 
-def _copy(plan: DecodePlan, block: _Block, shared: _Shared, q, k_pages, v_pages, page_table):
+def _copy(plan: DecodePlan, block: Block, shared: _Shared, q, k_pages, v_pages, page_table):
     """Keep the ring of tiles full."""
     stages, page_size = plan.config.num_stages, plan.layout.page_size
     num_pages = ceil_div(block.kv_len, page_size)
@@ -305,12 +259,9 @@ def _copy(plan: DecodePlan, block: _Block, shared: _Shared, q, k_pages, v_pages,
         slot = lax.rem(i, jnp.int32(stages))
         next_ids = ids_of(i + 1)  # asked for now, so that they are here after the waits
         is_reused = i >= stages if plan.waits_for_slot else False
-        for pages, tiles, full, free in (
-            (k_pages, shared.k_tiles, shared.k_full, shared.k_free),
-            (v_pages, shared.v_tiles, shared.v_full, shared.v_free),
-        ):
-            pl.when(is_reused)(functools.partial(plgpu.barrier_wait, free.at[slot]))
-            copy_pages(pages, ids, block.head, tiles.at[slot], full.at[slot])
+        for pages, ring in ((k_pages, shared.keys), (v_pages, shared.values)):
+            pl.when(is_reused)(functools.partial(plgpu.barrier_wait, ring.free.at[slot]))
+            copy_pages(pages, ids, block.head, ring.tiles.at[slot], ring.full.at[slot])
         return next_ids
 
     first = plan.first_query(block.row, block.head)
@@ -322,25 +273,27 @@ def _copy(plan: DecodePlan, block: _Block, shared: _Shared, q, k_pages, v_pages,
     lax.fori_loop(0, block.num_tiles, step, ids_of(jnp.int32(0)))
 
 
-def _attend(plan: DecodePlan, block: _Block, shared: _Shared) -> tuple[jax.Array, ...]:
+def _attend(
+    plan: DecodePlan, block: Block, shared: _Shared, scales: jax.Array | None
+) -> tuple[jax.Array, ...]:
     """Unnormalised o ``f32[64, H]``, m and l ``f32[64]`` of the block's tiles."""
-    warpgroup, stages = plan.warpgroup, plan.config.num_stages
+    warpgroup = plan.warpgroup
     block_kv, window = plan.config.block_kv, plan.sliding_window
 
     def step(is_edge: bool, i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         out, highest, total = carry
-        slot = lax.rem(i, jnp.int32(stages))
-        k_tile, v_tile = shared.k_tiles.at[slot], shared.v_tiles.at[slot]
         end = block.end_key - i * block_kv  # visible are the tile's keys in [first, end)
         first = 0 if window is None else end - window
-        # A barrier must not run ahead of its last wait: say "free" only to a copy that will come.
-        is_awaited = i + stages < block.num_tiles if plan.waits_for_slot else False
+        visible = (first, end) if is_edge else None
+        keys, values = (_Tile(plan, block, i, ring) for ring in (shared.keys, shared.values))
+        if plan.is_fp8:  # before there are scores or weights: they leave no registers for it
+            keys.widen(None)
+            values.widen(visible)
 
-        if plan.waits_for_data:
-            plgpu.barrier_wait(shared.k_full.at[slot])
-        scores = warpgroup.scores(shared.q_tile, k_tile)  # [64, block_kv]
-        pl.when(is_awaited)(functools.partial(plgpu.barrier_arrive, shared.k_free.at[slot]))
-        scores = base2_scores(scores, plan.scale, plan.logit_soft_cap)
+        # Read in every step: kept, it would be one register too many.
+        scale = plan.scale if scales is None else plan.scale * scales[0]
+        scores = keys.use(None, lambda tile: warpgroup.scores(shared.q_tile, tile))
+        scores = base2_scores(scores, scale, plan.logit_soft_cap)
         if is_edge:
             columns = warpgroup.iota(scores.shape, 1)
             scores = jnp.where(is_between(columns, first, end), scores, -jnp.inf)
@@ -349,15 +302,10 @@ def _attend(plan: DecodePlan, block: _Block, shared: _Shared) -> tuple[jax.Array
         weights = jnp.exp2(scores - lax.broadcast_in_dim(new_highest, scores.shape, (0,)))
         decay = jnp.exp2(highest - new_highest)
         total = total * decay + jnp.sum(weights, axis=1)
-        weights = weights.astype(shared.v_tiles.dtype)
+        weights = weights.astype(shared.q_tile.dtype)
         out = out * lax.broadcast_in_dim(decay, out.shape, (0,))
 
-        if plan.waits_for_data:
-            plgpu.barrier_wait(shared.v_full.at[slot])
-        if is_edge:
-            warpgroup.zero_rows_outside(v_tile, first, end)
-        out = warpgroup.weighted(out, weights, v_tile)
-        pl.when(is_awaited)(functools.partial(plgpu.barrier_arrive, shared.v_free.at[slot]))
+        out = values.use(visible, lambda tile: warpgroup.weighted(out, weights, tile))
         return out, new_highest, total
 
     carry = (
@@ -380,11 +328,62 @@ def _attend(plan: DecodePlan, block: _Block, shared: _Shared) -> tuple[jax.Array
     return lax.cond(is_cut, functools.partial(edge, end_inner), lambda carry: carry, carry)
 
 
-def _store(plan: DecodePlan, block: _Block, outputs, out, highest, total) -> None:
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """Tile i of a ring, for the warpgroup that computes."""
+
+    plan: DecodePlan
+    block: Block
+    i: jax.Array
+    ring: _Ring
+
+    @property
+    def slot(self) -> jax.Array:
+        """Where in the ring it lies."""
+        return lax.rem(self.i, jnp.int32(self.plan.config.num_stages))
+
+    def wait(self) -> None:
+        """Until it has been copied."""
+        if self.plan.waits_for_data:
+            plgpu.barrier_wait(self.ring.full.at[self.slot])
+
+    def give_back(self) -> None:
+        """Say that its place is free, but only to a copy that will come.
+
+        A barrier must not run ahead of its last wait.
+        """
+        if self.plan.waits_for_slot:
+            is_awaited = self.i + self.plan.config.num_stages < self.block.num_tiles
+            arrive = functools.partial(plgpu.barrier_arrive, self.ring.free.at[self.slot])
+            pl.when(is_awaited)(arrive)
+
+    def widen(self, visible: Visible) -> None:
+        """Make numbers of e4m3, which frees its place."""
+        self.wait()
+        # All that fit into the registers: with f16 ptxas leaves none for a second one.
+        num_loads = 1 if self.ring.wide.dtype == jnp.float16 else 2
+        stored = self.ring.tiles.at[self.slot]
+        self.plan.warpgroup.widen(stored, self.ring.wide, visible, num_loads=num_loads)
+        self.give_back()
+
+    def use(self, visible: Visible, product: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """What ``product`` makes of the tile, whose rows outside ``visible`` are 0 by then."""
+        if self.ring.wide is not None:
+            return product(self.ring.wide)
+        self.wait()
+        tile = self.ring.tiles.at[self.slot]
+        if visible is not None:
+            self.plan.warpgroup.zero_rows_outside(tile, *visible)
+        results = product(tile)
+        self.give_back()
+        return results
+
+
+def _store(plan: DecodePlan, block: Block, outputs, out, highest, total, v_scale) -> None:
     """Normalise, and write the group's rows: the result itself, or a split's share of it."""
     warpgroup, heads = plan.warpgroup, pl.ds(block.head * plan.group, plan.group)
     # No keys, no weights: 0 then, for a padding row's result and for an empty split alike.
-    inverse = jnp.where(total > 0.0, 1.0 / total, 0.0)
+    inverse = jnp.where(total > 0.0, v_scale / total, 0.0)
     out = out * lax.broadcast_in_dim(inverse, out.shape, (0,))
     first = lax.rem(plan.first_query(block.row, block.head), jnp.int32(TILE_LINES))
     if plan.config.num_splits == 1:

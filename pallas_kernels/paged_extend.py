@@ -34,6 +34,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.extend_ring import Shared, bring, scratch_types
 from pallas_kernels.extend_tiles import CONSUMERS, Block, ExtendPlan, Rows, tile_table
 from pallas_kernels.hopper import (
     COMPILER_PARAMS,
@@ -41,19 +42,12 @@ from pallas_kernels.hopper import (
     MMA_ROWS,
     Warpgroup,
     base2_scores,
-    ceil_div,
-    copy_pages,
-    page_ids,
-    tile_ref,
+    stacked_scales,
 )
-from pallas_kernels.layout import KVLayout
+from pallas_kernels.layout import FP8, KVLayout
 from pallas_kernels.tuning import ExtendConfig
 
 LEAST = -1e30  # below every score, but finite: -inf - -inf is NaN
-# Of a thread.  A block of 384 is launched with 168 each, and may share those out anew: 504 for
-# one of each warpgroup.
-CONSUMER_REGISTERS = 232
-COPIER_REGISTERS = 40
 
 
 def paged_extend_attention(
@@ -74,15 +68,8 @@ def paged_extend_attention(
 ) -> jax.Array:  # [T, N, H], dtype of q; tokens of no row are 0
     """Causal attention of ragged queries, each row's ending at its ``kv_len``.
 
-    Raises:
-        NotImplementedError: pools that are not of q's dtype, or scales.
+    ``k_scale`` and ``v_scale``, both > 0, are of pools of e4m3 and of no others; None is 1.
     """
-    if k_pages.dtype != q.dtype or k_scale is not None or v_scale is not None:
-        # 8-bit wgmma wants V with its keys side by side in memory, where a page has H.
-        raise NotImplementedError(
-            f"pallas extend attention: given pools of {k_pages.dtype} for q of {q.dtype}; "
-            "supported are pools of q's dtype, which have no scales; use implementation='xla'"
-        )
     plan = ExtendPlan(
         num_tokens=q.shape[0],
         num_heads=q.shape[1],
@@ -93,8 +80,10 @@ def paged_extend_attention(
         sliding_window=sliding_window,
         config=config,
         warpgroup=Warpgroup(interpreted=bool(interpret)),
+        is_fp8=k_pages.dtype == FP8,
     )
-    return run(plan, q, k_pages, v_pages, page_table, kv_lens, q_starts, interpret)
+    scales = stacked_scales(k_scale, v_scale)
+    return run(plan, q, k_pages, v_pages, page_table, kv_lens, q_starts, interpret, scales)
 
 
 def run(
@@ -106,6 +95,7 @@ def run(
     kv_lens: jax.Array,
     q_starts: jax.Array,
     interpret: object,
+    scales: jax.Array | None = None,  # f32[2] of the keys and of the values; of e4m3 only
 ) -> jax.Array:
     """The table of tiles and the kernel."""
     tiles = tile_table(q_starts, kv_lens, plan.padded_tokens)
@@ -113,7 +103,7 @@ def run(
     kernel = plgpu.kernel(
         functools.partial(_body, plan),
         out_type=jax.ShapeDtypeStruct(queries.shape, q.dtype),
-        scratch_types=_scratch(plan),
+        scratch_types=scratch_types(plan),
         # Heads fastest: those that share a kv head run together and share its tiles in L2.
         grid=(tiles.shape[0], plan.num_heads),
         grid_names=("tile", "head"),
@@ -123,112 +113,36 @@ def run(
         kernel_name="paged_extend_attention",
         interpret=interpret,
     )
-    return kernel(queries, k_pages, v_pages, page_table, tiles)[: plan.num_tokens]
+    operands = (queries, k_pages, v_pages, page_table, tiles)
+    return kernel(*operands, *(() if scales is None else (scales,)))[: plan.num_tokens]
 
 
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """Shared memory of a block: tiles, and barriers that say when they are full and free."""
-
-    q_tiles: jax.Array  # [CONSUMERS, 64, H]; the output at last
-    k_tiles: jax.Array  # [num_stages, block_kv, H]
-    v_tiles: jax.Array
-    q_full: jax.Array  # [CONSUMERS]
-    k_full: jax.Array  # [num_stages]
-    v_full: jax.Array
-    v_copied: jax.Array  # the last tile is here, but not yet without what lies behind its end
-    k_free: jax.Array  # [num_stages]
-    v_free: jax.Array
-
-
-def _scratch(plan: ExtendPlan) -> dict[str, object]:
-    """Types of ``_Shared``."""
-    stages, head_dim = plan.config.num_stages, plan.layout.head_dim
-    tiles = tile_ref((stages, plan.config.block_kv, head_dim), plan.dtype)
-    full = plgpu.Barrier(num_barriers=stages, num_arrivals=plan.pages_per_tile)
-    free = plgpu.Barrier(num_barriers=stages, num_arrivals=CONSUMERS)
-    return {
-        "q_tiles": tile_ref((CONSUMERS, MMA_ROWS, head_dim), plan.dtype),
-        "k_tiles": tiles,
-        "v_tiles": tiles,
-        "q_full": plgpu.Barrier(num_barriers=CONSUMERS),
-        "k_full": full,
-        "v_full": full,
-        "v_copied": plgpu.Barrier(num_arrivals=plan.pages_per_tile),
-        "k_free": free,
-        "v_free": free,
-    }
-
-
-def _body(plan: ExtendPlan, q, k_pages, v_pages, page_table, tiles, out, **scratch) -> None:
+def _body(plan: ExtendPlan, q, k_pages, v_pages, page_table, tiles, *refs, **scratch) -> None:
     """One block: (tile of queries, query head)."""
-    shared, warpgroup = _Shared(**scratch), lax.axis_index("warpgroup")
+    shared, warpgroup = Shared(**scratch), lax.axis_index("warpgroup")
+    *scales, out = refs
 
     # Each role reads the table for itself: what both need would have to be kept in registers of
     # the lesser of the two.
     @pl.when(warpgroup < CONSUMERS)
     def _() -> None:
-        plgpu.set_max_registers(CONSUMER_REGISTERS, action="increase")
+        plgpu.set_max_registers(plan.consumer_registers, action="increase")
         block = Block.of(plan, tiles)
 
         @pl.when(block.count > 0)
         def _() -> None:
-            values = _consume(plan, block, shared, q, warpgroup)
+            values = _consume(plan, block, shared, q, warpgroup, *scales)
             # Read again rather than kept: all registers are taken in between.
             _store(plan, Block.of(plan, tiles), shared, values, out, warpgroup)
 
     @pl.when(warpgroup == CONSUMERS)
     def _() -> None:
-        plgpu.set_max_registers(COPIER_REGISTERS, action="decrease")
+        plgpu.set_max_registers(plan.copier_registers, action="decrease")
         block = Block.of(plan, tiles)
-        pl.when(block.count > 0)(lambda: _copy(plan, block, shared, k_pages, v_pages, page_table))
+        pl.when(block.count > 0)(lambda: bring(plan, block, shared, k_pages, v_pages, page_table))
 
 
-def _copy(plan: ExtendPlan, block: Block, shared: _Shared, k_pages, v_pages, page_table) -> None:
-    """Keep the ring of tiles full."""
-    head = lax.div(block.head, jnp.int32(plan.group))
-    num_pages = ceil_div(jnp.maximum(block.end, 1), plan.layout.page_size)
-    last = block.num_steps - 1
-
-    def copy(step, pages, tiles, full, free) -> None:
-        # The ids are asked for before the wait, which hides the time they take.
-        tile = block.first_tile + step
-        ids = page_ids(page_table, block.row, tile, num_pages, plan.pages_per_tile)
-        slot = plan.slot(step)
-        is_reused = step >= plan.config.num_stages
-        pl.when(is_reused)(functools.partial(plgpu.barrier_wait, free.at[slot]))
-        copy_pages(pages, ids, head, tiles.at[slot], full)
-
-    def copy_k(step: jax.Array) -> None:
-        full = shared.k_full.at[plan.slot(step)]
-        copy(step, k_pages, shared.k_tiles, full, shared.k_free)
-
-    def copy_v(step: jax.Array, full: jax.Array) -> None:
-        copy(step, v_pages, shared.v_tiles, full, shared.v_free)
-
-    @pl.when(block.num_steps > 0)
-    def _() -> None:
-        copy_k(jnp.int32(0))
-
-        @pl.loop(0, last)
-        def _(step: jax.Array) -> None:
-            # In the order of their use: keys one step ahead of values.
-            copy_k(step + 1)
-            copy_v(step, shared.v_full.at[plan.slot(step)])
-
-        slot = plan.slot(last)
-        copy_v(last, shared.v_copied)
-        plgpu.barrier_wait(shared.v_copied)
-        rest = block.end - (block.first_tile + last) * plan.config.block_kv
-        v_tile = shared.v_tiles.at[slot]
-        pl.when(rest < plan.config.block_kv)(
-            lambda: plan.warpgroup.zero_rows_outside(v_tile, 0, rest)
-        )
-        for _ in range(plan.pages_per_tile):
-            plgpu.barrier_arrive(shared.v_full.at[slot])
-
-
-def _consume(plan: ExtendPlan, block: Block, shared: _Shared, q, warpgroup):
+def _consume(plan: ExtendPlan, block: Block, shared: Shared, q, warpgroup, scales=None):
     """Attention of one warpgroup's rows over the block's tiles of keys: ``[64, H]``."""
     rows = Rows.of(plan, block, warpgroup)
     q_tile, q_full = shared.q_tiles.at[warpgroup], shared.q_full.at[warpgroup]
@@ -236,12 +150,14 @@ def _consume(plan: ExtendPlan, block: Block, shared: _Shared, q, warpgroup):
     def attend() -> tuple[jax.Array, jax.Array]:
         plgpu.copy_gmem_to_smem(q.at[pl.ds(rows.token, MMA_ROWS), block.head], q_tile, q_full)
         plgpu.barrier_wait(q_full)
-        return _attend(plan, block, rows, shared, q_tile)
+        scale = plan.scale if scales is None else plan.scale * scales[0]
+        return _attend(plan, block, rows, shared, q_tile, scale)
 
     _pass_by(plan, block, shared, jnp.int32(0), rows.begin)
     out, total = lax.cond(rows.begin < rows.end, attend, lambda: _nothing(plan))
     _pass_by(plan, block, shared, rows.end, block.num_steps)
-    inverse = jnp.where(total > 0.0, 1.0 / total, 0.0)
+    v_scale = 1.0 if scales is None else scales[1]
+    inverse = jnp.where(total > 0.0, v_scale / total, 0.0)
     return (out * lax.broadcast_in_dim(inverse, out.shape, (0,))).astype(plan.dtype)
 
 
@@ -251,7 +167,7 @@ def _nothing(plan: ExtendPlan) -> tuple[jax.Array, jax.Array]:
     return full((MMA_ROWS, plan.layout.head_dim), 0.0), full((MMA_ROWS,), 0.0)
 
 
-def _store(plan: ExtendPlan, block: Block, shared: _Shared, values, out, warpgroup) -> None:
+def _store(plan: ExtendPlan, block: Block, shared: Shared, values, out, warpgroup) -> None:
     """Write a warpgroup's rows, and no others': by TMA if all 64 are its own."""
     rows = Rows.of(plan, block, warpgroup)
     target = out.at[pl.ds(rows.token, MMA_ROWS), block.head]
@@ -270,7 +186,7 @@ def _store(plan: ExtendPlan, block: Block, shared: _Shared, values, out, warpgro
         plan.warpgroup.store_rows_between(target, values, rows.low, rows.high)
 
 
-def _pass_by(plan: ExtendPlan, block: Block, shared: _Shared, begin, end) -> None:
+def _pass_by(plan: ExtendPlan, block: Block, shared: Shared, begin, end) -> None:
     """Let the steps ``[begin, end)`` go, of which no query here sees a key."""
 
     @pl.loop(begin, end)
@@ -295,9 +211,9 @@ def _free(plan: ExtendPlan, block: Block, free: jax.Array, step: jax.Array) -> N
 Carry = tuple[jax.Array, jax.Array, jax.Array]  # o f32[64, H], m f32[64], l f32[64]
 
 
-def _attend(plan: ExtendPlan, block: Block, rows: Rows, shared: _Shared, q_tile):
+def _attend(plan: ExtendPlan, block: Block, rows: Rows, shared: Shared, q_tile, scale):
     """Unnormalised o ``f32[64, H]`` and l ``f32[64]`` of the steps ``[begin, end)``."""
-    rounds = _Rounds(plan, block, rows, shared, q_tile)
+    rounds = _Rounds(plan, block, rows, shared, q_tile, scale)
     at_edge, inside = (functools.partial(rounds.one, is_whole=whole) for whole in (False, True))
     out, total = _nothing(plan)
     carry = (out, plan.warpgroup.full((MMA_ROWS,), LEAST), total)
@@ -319,8 +235,9 @@ class _Rounds:
     plan: ExtendPlan
     block: Block
     rows: Rows
-    shared: _Shared
+    shared: Shared
     q_tile: jax.Array
+    scale: float | jax.Array  # the plan's, times that of the keys
 
     def one(self, step: jax.Array, carry: Carry, is_whole: bool) -> Carry:
         """A step from its scores to its values."""
@@ -363,9 +280,9 @@ class _Rounds:
         """
         plan, (out, highest, total, scores) = self.plan, carry
         # Without a cap the factor is left to the fused multiply-add in the exponent.
-        factor = plan.scale * LOG2E
-        if plan.logit_soft_cap is not None or factor <= 0.0:
-            scores, factor = base2_scores(scores, plan.scale, plan.logit_soft_cap), 1.0
+        factor = self.scale * LOG2E
+        if plan.logit_soft_cap is not None or plan.scale <= 0.0:
+            scores, factor = base2_scores(scores, self.scale, plan.logit_soft_cap), 1.0
         if not is_whole:
             first_key = (self.block.first_tile + step) * plan.config.block_kv
             queries = plan.warpgroup.iota(scores.shape, 0) + (self.rows.position - first_key)

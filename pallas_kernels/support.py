@@ -5,7 +5,7 @@ import jax.numpy as jnp
 HEAD_DIMS = (64, 96, 128, 256)
 PAGE_SIZES = (16, 32, 64)
 DTYPES = ("bfloat16", "float16")
-KV_DTYPES = DTYPES
+KV_DTYPES = (*DTYPES, "float8_e4m3fn")
 MAX_GROUP = 16
 
 

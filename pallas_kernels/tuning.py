@@ -27,6 +27,7 @@ SMEM_RESERVED = 1024  # the system's share of every block
 BARRIER_BYTES = 8
 
 MMA_ROWS = 64  # rows of one wgmma
+WIDE_ITEMSIZE = 2  # bytes of an element that wgmma multiplies
 MAX_SPLITS = 32
 # In units of the time that one tile of keys and values takes: to start a block and fill its
 # pipeline (page ids, then the first tile), and to launch the combination of partial results.
@@ -116,6 +117,11 @@ class AttentionShape:
         """Bytes of one element of the pools."""
         return jax.numpy.dtype(self.kv_dtype).itemsize
 
+    @property
+    def is_fp8(self) -> bool:
+        """Whether tiles must be widened before they are multiplied."""
+        return self.kv_itemsize == 1
+
 
 def decode_config(
     shape: AttentionShape, device: str | None = None, folder: Path = TUNED
@@ -154,7 +160,7 @@ def reasoned_decode_config(shape: AttentionShape) -> DecodeConfig:
     for stages in (4, 3, 2):
         config = DecodeConfig(num_splits=1, block_kv=64, num_stages=stages)
         if _blocks_per_sm(smem_bytes(config, shape)) >= 2:
-            break  # at head dim 256 no number of stages does: one block, with two of 64 KB
+            break  # at head dim 256 no number does: one block, with two of 64 KB (fp8: 32 KB)
     at_once = NUM_SMS * max(1, _blocks_per_sm(smem_bytes(config, shape)))
     tiles = max(1, -(-shape.context // (2 * config.block_kv)))
     blocks = shape.num_tokens * shape.num_kv_heads
@@ -184,13 +190,19 @@ def reasoned_extend_config(shape: AttentionShape) -> ExtendConfig:
 def smem_bytes(config: Config, shape: AttentionShape) -> int:
     """Shared memory of one block: queries (reused for the output), K and V tiles, barriers.
 
+    Of fp8 pools decode keeps a ring of tiles as they are stored and one of each widened to 16
+    bits, extend one of each as stored and a ring of wide ones.
     Within 64 bytes above what the compiler reports: a handful of barriers, four per stage.
     """
-    warpgroups = 1 if isinstance(config, DecodeConfig) else 2
-    queries = warpgroups * MMA_ROWS * shape.head_dim * 2
-    tile = config.block_kv * shape.head_dim * shape.kv_itemsize
+    is_decode = isinstance(config, DecodeConfig)
+    queries = (1 if is_decode else 2) * MMA_ROWS * shape.head_dim * WIDE_ITEMSIZE
+    tile = config.block_kv * shape.head_dim
+    ring, single = (shape.kv_itemsize, WIDE_ITEMSIZE)
+    if not is_decode:
+        ring, single = single, ring
+    tiles = tile * config.num_stages * ring + (tile * single if shape.is_fp8 else 0)
     barriers = BARRIER_BYTES * (4 + 4 * config.num_stages)
-    return queries + 2 * config.num_stages * tile + barriers
+    return queries + 2 * tiles + barriers
 
 
 def fits(config: Config, shape: AttentionShape) -> bool:

@@ -78,7 +78,7 @@ def make_inputs(op: str, shape: AttentionShape, seed: int = 0) -> Inputs:
     k_pages, v_pages = (_poisoned(key, pool, shape.kv_dtype) for key in keys[:2])
     q = jax.random.normal(
         keys[2], (shape.num_tokens, shape.num_heads, shape.head_dim), jnp.float32
-    ).astype(shape.kv_dtype)
+    ).astype(jnp.bfloat16 if shape.is_fp8 else shape.kv_dtype)
     q_starts = np.concatenate([[0], np.cumsum(q_lens)])
     ints = (jnp.asarray(x, jnp.int32) for x in (kv_lens, q_starts))
     return Inputs(q, k_pages, v_pages, tuple(tables), *ints)

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pallas_kernels.support import KV_DTYPES
 from pallas_kernels.tuning import (
     MAX_SPLITS,
     TUNED,
@@ -267,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="default: pallas_kernels/tuned/<device>.json")
     parser.add_argument("--budget-s", type=float, default=240, help="start no shape after this")
     parser.add_argument("--page-size", type=int, default=16, choices=(16, 32, 64))
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16"))
+    parser.add_argument("--dtype", default="bfloat16", choices=KV_DTYPES, help="of the pools")
     parser.add_argument("--dry-run", action="store_true", help="xla at tiny sizes; needs --out")
     args = parser.parse_args(argv)
     if args.dry_run and args.out is None:

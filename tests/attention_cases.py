@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from pallas_kernels import BF16_BITS
+from pallas_kernels import BF16_BITS, FP8_BITS
 
 FP8 = "float8_e4m3fn"
 
@@ -99,6 +99,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "bf16": {"dtype": "bfloat16"},
     "bf16_bits": {"kv_dtype": "uint16", "sliding_window": 40},
     "fp8": {"kv_dtype": FP8},
+    "fp8_bits": {"kv_dtype": "uint8", "kv_scales": (0.25, 1.75)},
     "fp8_scales": {"kv_dtype": FP8, "kv_scales": (0.25, 1.75)},
     "fp8_all": {
         "dtype": "bfloat16", "kv_dtype": FP8, "kv_scales": (3.0, 0.5), "sliding_window": 40,
@@ -213,6 +214,8 @@ def _stored(values: np.ndarray, spec: Spec) -> np.ndarray:
     """Numbers as the pool holds them; the scales are those of reading."""
     if spec.stored == BF16_BITS:
         return values.astype(ml_dtypes.bfloat16).view(np.uint16)
+    if spec.stored == FP8_BITS:
+        return values.astype(FP8).view(np.uint8)
     return values.astype(spec.stored)
 
 
@@ -220,4 +223,6 @@ def _numbers(stored: np.ndarray, spec: Spec, which: int) -> np.ndarray:
     """What the pool's contents stand for, f64."""
     if spec.stored == BF16_BITS:
         stored = stored.view(ml_dtypes.bfloat16)
+    if spec.stored == FP8_BITS:
+        stored = stored.view(FP8)
     return stored.astype(np.float64) * (spec.kv_scales[which] if spec.kv_scales else 1.0)

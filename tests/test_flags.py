@@ -166,7 +166,7 @@ def test_flags_that_change_nothing_are_taken_with_a_warning(
 
 
 def test_refused_flags_may_ask_for_nothing() -> None:
-    argv = ["--dp", "1", "--nnodes=1", "--kv-cache-dtype", "auto", "--disaggregation-mode", "null"]
+    argv = ["--dp", "1", "--nnodes=1", "--ep-size", "1", "--disaggregation-mode", "null"]
     assert parse_flags([*argv, "--port", "9"])[1] == ServerConfig(port=9)
 
 
@@ -179,7 +179,7 @@ def test_refused_flags_may_ask_for_nothing() -> None:
         (["--enable-lora"], "--enable-lora is not supported: there are no LoRA adapters"),
         (["--lora-paths", "a=b", "c=d"], "--lora-paths is not supported"),
         (["--quantization", "fp8"], "--quantization is not supported: weights are served"),
-        (["--kv-cache-dtype", "fp8_e5m2"], "--kv-cache-dtype is not supported"),
+        (["--kv-cache-dtype", "fp8_e5m2"], "--kv-cache-dtype: invalid choice: 'fp8_e5m2'"),
         (["--disaggregation-mode", "prefill"], "--disaggregation-mode is not supported"),
         (["--is-embedding"], "--is-embedding is not supported: it serves models that generate"),
         (["--enable-lora", "--what"], "unrecognized arguments: --what"),

@@ -157,7 +157,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "pallas_kernels": (
         "layout", "tuning", "support", "checks", "reference", "xla", "hopper", "add_rms_norm",
-        "paged_decode", "extend_tiles", "paged_extend", "pallas", "api",
+        "decode_tiles", "paged_decode", "extend_tiles", "extend_ring", "paged_extend", "pallas",
+        "api",
         "aot_mosaic", "aot_thunks", "aot_hlo", "aot_report",
         "aot_compile", "aot_kernels", "aot_step", "aot",
     ),

@@ -10,10 +10,13 @@ from gpu.kernel_cases import FP8, KernelCase
 
 WINDOW, CAP = 100, 20.0
 PLAIN, SLIDING, CAPPED, BOTH, FP8_KV = "plain", "window", "cap", "window+cap", "fp8"
-# Beside the cover and not in it: a kernel without fp8 would leave pairs of others unmet.
+FP8_BOTH = f"{FP8_KV}+{BOTH}"
+# Beside the cover and not in it: if fp8 were refused, pairs of others would be left unmet.
 FP8_CONFIGS = (
     {"head_dim": 64, "group": 3, "page_size": 64, "dtype": "float16", "option": FP8_KV},
+    {"head_dim": 96, "group": 16, "page_size": 16, "dtype": "bfloat16", "option": FP8_BOTH},
     {"head_dim": 128, "group": 4, "page_size": 16, "dtype": "bfloat16", "option": FP8_KV},
+    {"head_dim": 128, "group": 8, "page_size": 64, "dtype": "float16", "option": FP8_BOTH},
     {"head_dim": 256, "group": 1, "page_size": 32, "dtype": "bfloat16", "option": FP8_KV},
 )
 FACTORS: Mapping[str, Sequence[Any]] = {
@@ -58,9 +61,9 @@ def _case(op: str, config: Mapping[str, Any], is_tiny: bool) -> KernelCase:
         head_dim=config["head_dim"],
         page_size=config["page_size"],
         dtype=config["dtype"],
-        kv_dtype=FP8 if option == FP8_KV else "",
-        sliding_window=WINDOW if option in (SLIDING, BOTH) else None,
-        logit_soft_cap=CAP if option in (CAPPED, BOTH) else None,
+        kv_dtype=FP8 if option in (FP8_KV, FP8_BOTH) else "",
+        sliding_window=WINDOW if option in (SLIDING, BOTH, FP8_BOTH) else None,
+        logit_soft_cap=CAP if option in (CAPPED, BOTH, FP8_BOTH) else None,
         rows=ragged_rows(op, config["page_size"], is_tiny),
         padding_tokens=37 if op == "extend" else 0,
     )

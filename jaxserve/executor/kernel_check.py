@@ -18,6 +18,8 @@ import numpy as np
 from jaxserve.errors import DeviceHangError
 from jaxserve.models import (
     BF16_BITS,
+    FP8,
+    FP8_BITS,
     AttnContext,
     add_rms_norm,
     attend,
@@ -157,6 +159,8 @@ def _slots(pages: Array, length: int, page_size: int) -> Array:
 def _stored(pages: Array, dtype: jnp.dtype) -> Array:
     if dtype == BF16_BITS:
         return pages.astype(jnp.bfloat16).view(np.uint16)
+    if dtype == FP8_BITS:
+        return pages.astype(FP8).view(np.uint8)
     return pages.astype(dtype)
 
 

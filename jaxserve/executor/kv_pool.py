@@ -16,8 +16,10 @@ from jaxserve.errors import ConfigError
 from jaxserve.executor.sharding import POOL_AXES, Placement
 from jaxserve.executor.slots import MAX_LOGPROB_TOKEN_IDS, SlotTables, slot_bytes
 from jaxserve.model_config import ModelConfig
-from jaxserve.models import BF16_BITS, KVPool
+from jaxserve.models import BF16_BITS, FP8, FP8_BITS, KVPool
 from jaxserve.shard_plan import plan_shards
+
+BITS = {jnp.dtype(jnp.bfloat16): BF16_BITS, FP8: FP8_BITS}
 
 
 @jax.tree_util.register_dataclass
@@ -60,12 +62,14 @@ class MemoryPlan:
 
 
 def kv_dtype(config: EngineConfig, platform: str) -> jnp.dtype:
-    """What keys and values are stored as: the dtype of the weights.
+    """What keys and values are stored as: the dtype of the weights, or e4m3 where asked for.
 
-    On CPU bf16 is stored as its bits, which XLA:CPU can write in place.
+    On CPU bf16 and e4m3 are stored as their bits, which XLA:CPU can write in place.
     """
-    dtype = jnp.dtype(config.dtype)
-    return BF16_BITS if platform == "cpu" and dtype == jnp.bfloat16 else dtype
+    dtype = FP8 if config.kv_cache_dtype == "fp8_e4m3" else jnp.dtype(config.dtype)
+    if platform == "cpu" and dtype in BITS:
+        return BITS[dtype]
+    return dtype
 
 
 def plan_memory(

@@ -2,6 +2,8 @@
 
 from jaxserve.models.attention import (
     BF16_BITS,
+    FP8,
+    FP8_BITS,
     AttnContext,
     KVPool,
     add_rms_norm,
@@ -15,6 +17,8 @@ from jaxserve.models.row_shards import RowShards
 
 __all__ = [
     "BF16_BITS",
+    "FP8",
+    "FP8_BITS",
     "AttnContext",
     "KVPool",
     "Model",

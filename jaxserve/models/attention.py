@@ -10,6 +10,8 @@ import jax
 
 from pallas_kernels import (
     BF16_BITS,
+    FP8,
+    FP8_BITS,
     add_rms_norm,
     check_page_table,
     paged_decode_attention,
@@ -21,6 +23,8 @@ from pallas_kernels import (
 
 __all__ = [
     "BF16_BITS",
+    "FP8",
+    "FP8_BITS",
     "AttnContext",
     "KVPool",
     "add_rms_norm",

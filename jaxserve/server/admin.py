@@ -22,7 +22,6 @@ ONLY_SGLANGS = {
     "is_embedding": False,
     "enable_lora": False,
     "quantization": None,
-    "kv_cache_dtype": "auto",
     "disaggregation_mode": "null",
     "disaggregation_bootstrap_port": None,
     "speculative_algorithm": None,

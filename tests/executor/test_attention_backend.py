@@ -197,7 +197,8 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("page_size", "dtype", "kv_dtype"),
     [(16, "float32", "float32"), (64, "bfloat16", "bfloat16"), (32, "float16", "float16"),
-     (1, "float32", "float32"), (16, "bfloat16", "uint16")],
+     (1, "float32", "float32"), (16, "bfloat16", "uint16"), (16, "bfloat16", "float8_e4m3fn"),
+     (32, "float32", "uint8")],
 )  # fmt: skip
 def test_two_right_implementations_agree(page_size: int, dtype: str, kv_dtype: str) -> None:
     sizes = shapes(page_size=page_size, dtype=dtype, kv_dtype=kv_dtype)

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import hopper, paged_decode
-from pallas_kernels.layout import KVLayout
+from pallas_kernels.decode_tiles import DecodePlan
+from pallas_kernels.layout import FP8, KVLayout
 from pallas_kernels.tuning import DecodeConfig
 
 
@@ -29,6 +30,8 @@ class Spec:
     head_dim: int = 64
     page_size: int = 16
     dtype: str = "bfloat16"
+    kv_dtype: str = ""  # of the pools; "": dtype
+    kv_scales: tuple[float, float] = (1.0, 1.0)  # of keys and of values, with e4m3
     num_splits: int = 1
     block_kv: int = 64
     num_stages: int = 2
@@ -41,6 +44,16 @@ class Spec:
     @property
     def scale(self) -> float:
         return self.head_dim**-0.5
+
+    @property
+    def is_fp8(self) -> bool:
+        return self.kv_dtype == FP8.name
+
+    @classmethod
+    def of(cls, values: dict[str, object]) -> "Spec":
+        """From decoded JSON, which has no tuples."""
+        tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **tuples})
 
 
 @dataclass(frozen=True)
@@ -71,10 +84,17 @@ def make_case(spec: Spec, seed: int = 0) -> Case:
                 pools[slot][:, :, position % spec.page_size] = rng.standard_normal(shape)
     heads = spec.num_kv_heads * spec.group
     q = rng.standard_normal((len(spec.kv_lens), heads, spec.head_dim))
-    q, k_pages, v_pages = (jnp.asarray(array, spec.dtype) for array in (q, *pools))
-    kv_lens = jnp.asarray(spec.kv_lens, jnp.int32)
-    arrays = (q, k_pages, v_pages, jnp.asarray(table), kv_lens)
-    return Case(arrays, _oracle(spec, *(np.asarray(a, np.float64) for a in arrays[:3]), table))
+    q, kv_lens = jnp.asarray(q, spec.dtype), jnp.asarray(spec.kv_lens, jnp.int32)
+    pools = [
+        jnp.asarray(pool / scale, jnp.float32).astype(spec.kv_dtype or spec.dtype)
+        for pool, scale in zip(pools, spec.kv_scales, strict=True)
+    ]
+    used = (
+        np.asarray(pool, np.float64) * scale
+        for pool, scale in zip(pools, spec.kv_scales, strict=True)
+    )
+    arrays = (q, *pools, jnp.asarray(table), kv_lens)
+    return Case(arrays, _oracle(spec, np.asarray(q, np.float64), *used, table))
 
 
 def _oracle(spec: Spec, q, k_pages, v_pages, table) -> np.ndarray:
@@ -101,7 +121,7 @@ def _oracle(spec: Spec, q, k_pages, v_pages, table) -> np.ndarray:
 def run_kernel(spec: Spec, case: Case) -> jax.Array:
     """The kernel under the interpreter, with race detection."""
     q, k_pages, *_ = case.arrays
-    plan = paged_decode.DecodePlan(
+    plan = DecodePlan(
         num_rows=q.shape[0],
         num_heads=q.shape[1],
         layout=KVLayout.of(k_pages),
@@ -110,10 +130,16 @@ def run_kernel(spec: Spec, case: Case) -> jax.Array:
         sliding_window=spec.sliding_window,
         config=DecodeConfig(spec.num_splits, spec.block_kv, spec.num_stages),
         warpgroup=hopper.Warpgroup(interpreted=True),
+        is_fp8=spec.is_fp8,
         waits_for_slot=spec.waits_for_slot,
         waits_for_data=spec.waits_for_data,
     )
-    run = jax.jit(lambda *arrays: paged_decode.run(plan, *arrays, hopper.interpreter_params()))
+    scales = None
+    if spec.kv_scales != (1.0, 1.0):
+        scales = jnp.asarray(spec.kv_scales, jnp.float32)
+    run = jax.jit(
+        lambda *arrays: paged_decode.run(plan, *arrays, hopper.interpreter_params(), scales)
+    )
     return run(*case.arrays)
 
 
@@ -126,7 +152,7 @@ def error_of(spec: Spec) -> float:
 
 def main() -> None:
     for values in json.loads(sys.argv[1]):
-        spec = Spec(**{**values, "kv_lens": tuple(values["kv_lens"])})
+        spec = Spec.of(values)
         print(json.dumps({**dataclasses.asdict(spec), "error": error_of(spec)}), flush=True)
 
 

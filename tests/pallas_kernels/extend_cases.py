@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from attention_cases import Case, Spec, make_case
+from attention_cases import FP8, Case, Spec, make_case
 from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import get_races
 
 from pallas_kernels import hopper, paged_extend, reference
@@ -34,6 +35,8 @@ class Call:
     padding_tokens: int = 3
     padding_rows: int = 0
     dtype: str = "bfloat16"
+    kv_dtype: str | None = None
+    kv_scales: tuple[float, float] | None = None
     poison: float = float("nan")
     logit_soft_cap: float | None = None
     sliding_window: int | None = None
@@ -46,7 +49,12 @@ class Call:
     @classmethod
     def of(cls, values: dict[str, object]) -> "Call":
         """From decoded JSON, which has no tuples."""
-        return cls(**{**values, "rows": tuple(tuple(row) for row in values["rows"])})
+        scales = values.get("kv_scales")
+        tuples = {
+            "rows": tuple(tuple(row) for row in values["rows"]),
+            "kv_scales": tuple(scales) if scales else None,
+        }
+        return cls(**{**values, **tuples})
 
     @property
     def spec(self) -> Spec:
@@ -79,11 +87,15 @@ def run_kernel(call: Call, case: Case) -> jax.Array:
         sliding_window=call.sliding_window,
         config=ExtendConfig(block_kv=call.block_kv, num_stages=call.num_stages),
         warpgroup=hopper.Warpgroup(interpreted=True),
+        is_fp8=call.kv_dtype == FP8,
         waits_for_data=call.waits_for_data,
         frees_early=call.frees_early,
     )
+    scales = {}
+    if call.kv_scales:
+        scales["scales"] = jnp.asarray(call.kv_scales, jnp.float32)
     run = partial(paged_extend.run, plan, interpret=hopper.interpreter_params())
-    return jax.jit(run)(*case.extend_arguments)
+    return jax.jit(run)(*case.extend_arguments, **scales)
 
 
 def check(call: Call) -> dict[str, object]:

@@ -20,7 +20,10 @@ from pallas_kernels import (
 
 GOOD = make_case(Spec(rows=((0, 4),), padding_tokens=0, padding_rows=0))
 FIELDS = ("q", "k_pages", "v_pages", "page_table", "kv_lens", "q_starts")
-POOL = "float32, bfloat16, float16, float8_e4m3fn, uint16 (uint16 holds the bits of bfloat16)"
+POOL = (
+    "float32, bfloat16, float16, float8_e4m3fn, uint16, uint8 (uint16 holds the bits of bfloat16, "
+    "uint8 those of float8_e4m3fn)"
+)
 FLOATS = "float32, bfloat16, float16"
 
 
@@ -181,7 +184,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"dtype": "float32"}, "given dtype of q float32; supported bfloat16, float16"),
     (
         {"kv_dtype": "uint16"},
-        "given dtype of the pools uint16; supported bfloat16, float16",
+        "given dtype of the pools uint16; supported bfloat16, float16, float8_e4m3fn",
     ),
     (
         {"kv_dtype": "float16"},
@@ -225,6 +228,8 @@ def test_what_the_kernels_take() -> None:
                 sizes = SIZES | {"head_dim": head_dim, "page_size": page_size}
                 assert unsupported_reason(**sizes | {"num_heads": 8 * group}) is None
     assert unsupported_reason(**SIZES | {"dtype": jnp.float16}) is None
+    for dtype in ("bfloat16", "float16"):
+        assert unsupported_reason(**SIZES | {"dtype": dtype, "kv_dtype": "float8_e4m3fn"}) is None
 
 
 def test_none_takes_the_first_that_supports_the_call(monkeypatch: pytest.MonkeyPatch) -> None:

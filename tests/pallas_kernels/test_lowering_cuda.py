@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import paged_decode_attention, paged_extend_attention, unsupported_reason
-from pallas_kernels.support import DTYPES, HEAD_DIMS, MAX_GROUP, PAGE_SIZES
+from pallas_kernels.support import DTYPES, HEAD_DIMS, KV_DTYPES, MAX_GROUP, PAGE_SIZES
 
+FP8 = "float8_e4m3fn"
 CALL = "stablehlo.custom_call @mosaic_gpu"
 
 
@@ -23,6 +24,7 @@ class Call:
     page_size: int = 16
     group: int = 4
     dtype: str = "bfloat16"
+    kv_dtype: str = ""  # of the pools; "": dtype
     num_kv_heads: int = 2
     num_rows: int = 4
     num_tokens: int = 128  # of extend
@@ -40,6 +42,15 @@ CALLS += [Call(head_dim, logit_soft_cap=30.0, sliding_window=100) for head_dim i
 # Sizes that are no multiple of 8; one row of Qwen2.5-0.5B and -7B; a table of 32k tokens.
 CALLS += [Call(64, group=7, num_rows=1, num_tokens=1), Call(group=7, num_kv_heads=4, num_rows=1)]
 CALLS += [Call(num_kv_heads=1, num_rows=3, num_tokens=150, pages_per_row=2048)]
+# e4m3, with a scale and without
+CALLS += [
+    Call(head_dim, page_size, kv_dtype=FP8) for head_dim in HEAD_DIMS for page_size in (16, 64)
+]
+CALLS += [
+    Call(64, dtype="float16", kv_dtype=FP8),
+    Call(96, 32, group=MAX_GROUP, kv_dtype=FP8, sliding_window=100),
+    Call(group=1, kv_dtype=FP8, logit_soft_cap=30.0),
+]
 
 
 def lowered(op: str, call: Call) -> str:
@@ -48,7 +59,9 @@ def lowered(op: str, call: Call) -> str:
     q = jax.ShapeDtypeStruct(
         (num_tokens, call.num_kv_heads * call.group, call.head_dim), call.dtype
     )
-    pool = jax.ShapeDtypeStruct((9, call.num_kv_heads, call.page_size, call.head_dim), call.dtype)
+    pool = jax.ShapeDtypeStruct(
+        (9, call.num_kv_heads, call.page_size, call.head_dim), call.kv_dtype or call.dtype
+    )
     shapes = [(call.num_rows, call.pages_per_row), (call.num_rows,), (call.num_rows + 1,)]
     tables = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes]
     function = paged_extend_attention
@@ -61,7 +74,10 @@ def lowered(op: str, call: Call) -> str:
         sliding_window=call.sliding_window,
         implementation="pallas",
     )
-    traced = jax.jit(attend).trace(q, pool, pool, *tables)
+    scales = {}
+    if call.kv_dtype and call.page_size == 16:
+        scales = dict.fromkeys(("k_scale", "v_scale"), jax.ShapeDtypeStruct((), jnp.float32))
+    traced = jax.jit(attend).trace(q, pool, pool, *tables, **scales)
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -77,6 +93,7 @@ def test_the_grid_is_the_supported_set() -> None:
     assert {call.head_dim for call in CALLS} == set(HEAD_DIMS)
     assert {call.page_size for call in CALLS} == set(PAGE_SIZES)
     assert {call.dtype for call in CALLS} == set(DTYPES)
+    assert {call.kv_dtype or call.dtype for call in CALLS} == set(KV_DTYPES)
     for call in CALLS:
         reason = unsupported_reason(
             num_heads=call.num_kv_heads * call.group,
@@ -84,6 +101,7 @@ def test_the_grid_is_the_supported_set() -> None:
             head_dim=call.head_dim,
             page_size=call.page_size,
             dtype=call.dtype,
+            kv_dtype=call.kv_dtype or None,
         )
         assert reason is None
 

@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.decode_tiles import DecodePlan
 from pallas_kernels.hopper import Warpgroup
 from pallas_kernels.layout import KVLayout
-from pallas_kernels.paged_decode import DecodePlan, combine, paged_decode_attention
+from pallas_kernels.paged_decode import combine
 from pallas_kernels.tuning import DecodeConfig
 
 CASES = Path(__file__).with_name("decode_cases.py")
 TIMEOUT_S = 300  # a hang is a failure, not a wait
+FP8 = "float8_e4m3fn"
 
 # Few blocks: on jax 0.10 the interpreter takes about 2 s for each.
 GOOD = {
@@ -30,6 +32,7 @@ GOOD = {
         "dtype": "float16",
     },
     "three lines a row, a padding row": {"kv_lens": [17, 0], "head_dim": 96},
+    "e4m3, the ring of tiles reused": {"kv_lens": [200], "kv_dtype": FP8, "kv_scales": [0.5, 1.75]},
 }  # fmt: skip
 EDGES = [0, 1, 15, 16, 17, 63, 64, 65, 130]
 WIDE = {
@@ -45,11 +48,28 @@ WIDE = {
     "more splits than tiles": {"kv_lens": [140], "num_splits": 5, "dtype": "float16"},
     "padding rows only": {"kv_lens": [0, 0], "num_splits": 2},
     "rows of one prefix": {"kv_lens": [100, 90, 40], "shared_pages": 3},
-}
+    **{
+        f"e4m3, head dim {h}, page size {p}": {
+            "kv_lens": EDGES, "head_dim": h, "page_size": p, "kv_dtype": FP8, "group": g,
+            "kv_scales": [0.25, 3.0], "num_splits": 2,
+        }
+        for h, p, g in ((64, 64, 16), (96, 16, 3), (128, 32, 8), (256, 16, 1))
+    },
+    "e4m3, window, cap, f16, tiles of 128": {
+        "kv_lens": [300, 129, 5], "kv_dtype": FP8, "dtype": "float16", "sliding_window": 100,
+        "logit_soft_cap": 3.0, "block_kv": 128,
+    },
+}  # fmt: skip
 BUGS = {
+    "a copy of e4m3 does not wait for its slot": {
+        "kv_lens": [200], "kv_dtype": FP8, "waits_for_slot": False,
+    },
+    "e4m3 is widened before it is there": {
+        "kv_lens": [60], "kv_dtype": FP8, "waits_for_data": False,
+    },
     "a copy does not wait for its slot": {"kv_lens": [200], "waits_for_slot": False},
     "the products do not wait for their data": {"kv_lens": [60], "waits_for_data": False},
-}
+}  # fmt: skip
 
 
 RACE = "RACE DETECTED"  # what the interpreter says of one
@@ -96,17 +116,6 @@ def test_a_missing_wait_is_seen(name: str) -> None:
     """So the absence of races above means something."""
     done = interpret([BUGS[name]])
     assert RACE in done.stdout + done.stderr
-
-
-def test_scales_are_refused() -> None:
-    q, pool = jnp.zeros((1, 1, 64), jnp.bfloat16), jnp.zeros((2, 1, 16, 64), jnp.bfloat16)
-    message = "given k_scale or v_scale; supported pools of bfloat16, float16 without scales"
-    with pytest.raises(NotImplementedError, match=message):
-        paged_decode_attention(
-            q, pool, pool, jnp.ones((1, 1), jnp.int32), jnp.ones(1, jnp.int32),
-            scale=1.0, logit_soft_cap=None, sliding_window=None, k_scale=jnp.float32(2.0),
-            v_scale=None, config=DecodeConfig(num_splits=1), interpret=False,
-        )  # fmt: skip
 
 
 def test_combine_is_attention_over_all_keys() -> None:

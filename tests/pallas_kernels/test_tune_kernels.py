@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tune_kernels
+from kernel_worker import make_inputs
 from tune_kernels import Worker, load_entries, real_shapes, save, search, tiny_shapes, tune
 
 from pallas_kernels.tuning import (
@@ -123,6 +124,12 @@ for line in sys.stdin:
         __import__("time").sleep(60)
     print(json.dumps({"us": job}), flush=True)
 """
+
+
+def test_e4m3_is_of_the_pools_only() -> None:
+    shape = AttentionShape(4, 8, 2, 64, 16, 8, "float8_e4m3fn")
+    inputs = make_inputs("decode", shape)
+    assert (inputs.q.dtype, inputs.k_pages.dtype) == ("bfloat16", "float8_e4m3fn")
 
 
 def test_a_worker_that_hangs_or_dies_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,18 @@ def test_every_reasoned_configuration_can_run() -> None:
             assert 2 * (smem_bytes(decode, shape) + SMEM_RESERVED) <= SMEM_PER_SM, shape
 
 
+def test_fp8_tiles_are_kept_as_stored_and_wide() -> None:
+    """Decode has a ring as stored and one wide tile, extend one as stored and a wide ring."""
+    shape = AttentionShape(32, 32, 8, 128, 16, 128, "float8_e4m3fn")
+    tile, queries = 64 * 128, 64 * 128 * 2
+    config = DecodeConfig(num_splits=1, block_kv=64, num_stages=3)
+    assert 0 < smem_bytes(config, shape) - (queries + 2 * (3 * tile + 2 * tile)) < 256
+    config = ExtendConfig(block_kv=64, num_stages=3)
+    assert 0 < smem_bytes(config, shape) - (2 * queries + 2 * (3 * 2 * tile + tile)) < 256
+    # the same bytes in flight take half of the room that 16 bits take
+    assert reasoned_decode_config(shape).num_stages >= reasoned_decode_config(LLAMA).num_stages
+
+
 def test_splits_fill_the_chip_and_no_more() -> None:
     """Many rows need no splits; one row over a long context is spread over all SMs."""
     assert reasoned_decode_config(LLAMA).num_splits == 1
