@@ -12,10 +12,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
-from jaxserve.admission import checked_ids, settled
+import numpy as np
+
+from jaxserve.admission import PLACEHOLDER_ID, check_allowed, checked_embeds, checked_ids, settled
 from jaxserve.config import EngineConfig
 from jaxserve.constrained import Matcher
-from jaxserve.errors import ConfigError, InvalidRequestError, UnsupportedFeatureError
+from jaxserve.errors import ConfigError, InvalidRequestError
 from jaxserve.loop_thread import LoopThread
 from jaxserve.metrics import EngineStats, Metrics
 from jaxserve.model_parts import ModelInfo, ModelParts, load_model
@@ -24,6 +26,7 @@ from jaxserve.open_streams import OpenStreams
 from jaxserve.request import (
     PAUSE_MODES,
     Grammar,
+    InputEmbeds,
     PauseMode,
     Request,
     SamplingParams,
@@ -34,10 +37,6 @@ from jaxserve.text import render_chat
 from jaxserve.text_stream import TextStream
 
 DEFAULT_MAX_NEW_TOKENS = SamplingParams().max_new_tokens
-NO_HIDDEN_STATES = (
-    "The server is not configured to return hidden states. Please set "
-    "`--enable-return-hidden-states` to enable this feature."
-)
 INLINE_CHARS = 4096  # longer texts are tokenized off the event loop: about 1 ms of work
 
 
@@ -185,7 +184,7 @@ class LLM:
         """Start to generate; one stream per sample.  Everything is checked before it returns.
 
         Args:
-            prompt: text or token ids.
+            prompt: text, token ids, or embeddings.
             params: ``max_new_tokens=None`` goes to the end of the context.
             rid: the request's id; made up when None.  With n > 1 the streams get rid_0, rid_1, …
             n: samples; the i-th has a seed of its own, the first that of ``params``.
@@ -203,7 +202,8 @@ class LLM:
             EngineDeadError: the engine has stopped.
         """
         arrival_s = time.perf_counter()
-        prompt_ids = await self._prompt_ids(prompt)
+        check_allowed(prompt, params, session, self.config)
+        prompt_ids, embeds = await self._read(prompt)
         if self.config.allow_auto_truncate:
             clamp_max_new_tokens = True
             prompt_ids = prompt_ids[: self.info.max_req_input_len]
@@ -221,6 +221,7 @@ class LLM:
             arrival_s=arrival_s,
             priority=priority,
             cache_namespace=cache_namespace,
+            embeds=None if embeds is None else embeds[: len(prompt_ids)],
         )
         streams = self._streams.start(rid, template, matchers)
         if continuation is not None:
@@ -316,7 +317,7 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Sequence[Prompt] | None = None,
         sampling_params: Sampling | Sequence[Sampling] = None,
         *,
         stream: bool = False,
@@ -325,7 +326,8 @@ class LLM:
         """Generate and wait.
 
         Args:
-            prompts: a text, token ids, or a list of these; a list runs concurrently.
+            prompts: a text, token ids, or a list of these; a list runs concurrently.  None with
+                the option ``input_embeds``.
             sampling_params: ``SamplingParams`` or the native API's dict, for all prompts or one
                 per prompt.
             stream: return an iterator instead; each item holds all the text of a stream so far.
@@ -360,9 +362,13 @@ class LLM:
 
     # --- inside ---
 
-    async def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+    async def _read(self, prompt: Prompt) -> tuple[tuple[int, ...], np.ndarray | None]:
+        """Token ids, or placeholders and embeddings."""
+        if isinstance(prompt, InputEmbeds):
+            embeds = await asyncio.to_thread(checked_embeds, prompt, self.info.hidden_size)
+            return (PLACEHOLDER_ID,) * len(embeds), embeds
         token_ids = await self.encode(prompt) if isinstance(prompt, str) else prompt
-        return checked_ids(token_ids, self.info.vocab_size)
+        return checked_ids(token_ids, self.info.vocab_size), None
 
     async def _matchers(self, grammar: Grammar | None, n: int) -> list[Matcher | None]:
         if grammar is None:
@@ -386,8 +392,6 @@ class LLM:
     def _settled(
         self, params: SamplingParams, prompt_len: int, clamps: bool | None
     ) -> SamplingParams:
-        if params.hidden_states is not None and not self.config.enable_return_hidden_states:
-            raise UnsupportedFeatureError(NO_HIDDEN_STATES)
         if clamps is None:
             clamps = params.max_new_tokens == DEFAULT_MAX_NEW_TOKENS
         seed = params.seed if params.seed is not None else self._random.getrandbits(63)

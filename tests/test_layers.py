@@ -29,7 +29,10 @@ ALLOWED: dict[str, set[str]] = {
     "loop_thread": {"errors"},
     "native_fields": {"errors"},
     "sampling_dict": {"request", "errors", "native_fields"},
-    "native_request": {"request", "errors", "native_fields", "sampling_dict"},
+    "native_prompts": {"request", "errors", "native_fields"},
+    "native_request": {
+        "request", "errors", "native_fields", "native_prompts", "sampling_dict",
+    },
     "native_format": {"request"},
     "parsers": {"errors"},
     # siblings: they never import each other
@@ -65,11 +68,11 @@ ALLOWED: dict[str, set[str]] = {
         "weights",
         "constrained", "parsers",
     },
-    "admission": {"request", "errors", "model_parts"},
+    "admission": {"request", "config", "errors", "model_parts"},
     "text_stream": {"request", "errors", "metrics", "text"},
     "offline": {
-        "request", "errors", "sampling_dict", "native_request", "native_format", "model_parts",
-        "text_stream",
+        "request", "errors", "sampling_dict", "native_prompts", "native_request", "native_format",
+        "model_parts", "text_stream",
     },
     "open_streams": {
         "request", "errors", "metrics", "text", "constrained", "model_parts", "admission",
@@ -83,7 +86,7 @@ ALLOWED: dict[str, set[str]] = {
     # The server knows LLM only as a Protocol of its own: the port answers before jax is loaded.
     "server": {
         "parsers", "request", "config", "errors", "metrics", "sampling_dict", "native_format",
-        "native_fields", "native_request",
+        "native_fields", "native_prompts", "native_request",
     },
     "flag_values": {"errors", "sampling_dict"},
     "foreign_flags": set(),
@@ -114,7 +117,7 @@ FORBIDDEN_THIRD_PARTY: dict[str, set[str]] = {
 ORDER: dict[str, tuple[str, ...]] = {
     "scheduler": (
         "page_pool", "radix_tree", "sequence", "kv_manager", "policy", "buckets",
-        "hidden_spans", "plan",
+        "embed_rows", "hidden_spans", "plan",
         "catch_up", "settings", "waiting_line", "outputs", "stats", "checks", "scheduler",
     ),
     "models": ("rope", "layers", "attention", "llama", "qwen2", "qwen3", "registry"),
@@ -123,8 +126,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "executor": (
         "device", "bounds", "blocks", "truncation", "logprobs", "sharding", "warmup", "slots",
-        "sampling", "sampler", "kv_pool", "kernel_check", "attention_backend", "packing", "step",
-        "prompt_logprobs", "hidden_states", "profiler", "runner",
+        "sampling", "sampler", "embeds", "kv_pool", "kernel_check", "attention_backend", "packing",
+        "step", "prompt_logprobs", "hidden_states", "profiler", "runner",
     ),
     "constrained": (
         "workers", "vocabulary", "matcher", "problems", "schema_rules",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxserve.batch import PADDING_SLOT, Bucket, Mode
+from jaxserve.executor.embeds import given_embeds
 from jaxserve.executor.kv_pool import DeviceState
 from jaxserve.executor.packing import packed_len, unpack
 from jaxserve.executor.sampler import Sampled, sample
@@ -41,6 +42,9 @@ def step_function(
         token_ids = inputs.token_ids
         if is_decode:
             token_ids = state.last_tokens.at[inputs.row_slots].get(mode="promise_in_bounds")
+        embeds = None
+        if state.embeds is not None and not is_decode:
+            token_ids, embeds = given_embeds(token_ids, state.embeds)
         context = AttnContext(
             positions=inputs.positions,
             write_slots=inputs.write_slots,
@@ -50,7 +54,7 @@ def step_function(
             is_decode=is_decode,
             implementation=attention_backend,
         )
-        hidden, kv = module(token_ids, state.kv, context)
+        hidden, kv = module(token_ids, state.kv, context, embeds)
         last_hidden = hidden
         if not is_decode:
             last = jnp.maximum(inputs.q_starts[1:] - 1, 0)  # [B]; a padding row has no token
@@ -68,6 +72,7 @@ def step_function(
             kv=kv,
             last_tokens=state.last_tokens.at[slots].set(sampled.token_ids),
             slots=record(state.slots, slots, sampled.token_ids, samples),
+            embeds=state.embeds,
         )
         return new_state, sampled, None if is_decode and not keeps_hidden else hidden
 

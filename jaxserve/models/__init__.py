@@ -10,11 +10,13 @@ from jaxserve.models.attention import (
     supports_add_rms_norm,
     unsupported_reason,
 )
+from jaxserve.models.layers import GivenEmbeds
 from jaxserve.models.registry import Model, build_model
 
 __all__ = [
     "BF16_BITS",
     "AttnContext",
+    "GivenEmbeds",
     "KVPool",
     "Model",
     "add_rms_norm",

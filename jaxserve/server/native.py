@@ -11,9 +11,10 @@ from aiohttp import web
 from jaxserve.errors import JaxserveError, UnsupportedFeatureError
 from jaxserve.native_fields import SamplingFieldError
 from jaxserve.native_format import AnswerFormat, GenerateState, ReasoningSpan
-from jaxserve.native_request import Call, GenerateRequest, Prompt, parse_generate
+from jaxserve.native_prompts import Prompt
+from jaxserve.native_request import Call, GenerateRequest, parse_generate
 from jaxserve.parsers import reasoning_format
-from jaxserve.request import HEALTH_CHECK_RID, SamplingParams
+from jaxserve.request import HEALTH_CHECK_RID, InputEmbeds, SamplingParams
 from jaxserve.sampling_dict import FIELDS
 from jaxserve.server.http_errors import (
     BodyError,
@@ -143,7 +144,9 @@ async def vertex_generate(request: web.Request) -> web.StreamResponse:
     if not isinstance(instances, list) or not isinstance(parameters, dict):
         raise BodyError("vertex_generate takes {'instances': [object], 'parameters': object}")
     if not all(isinstance(instance, dict) for instance in instances):
-        raise BodyError("every instance must be an object with `text` or `input_ids`")
+        raise BodyError(
+            "every instance must be an object with `text`, `input_ids` or `input_embeds`"
+        )
     if not instances:
         return json_response({"predictions": []})
     generation = _generation(request, _vertex_body(instances, parameters))
@@ -191,6 +194,7 @@ async def _reasoning_span(state: ServerState, prompt: Prompt) -> ReasoningSpan:
             "`require_reasoning` is not supported: the server has no --reasoning-parser, so it "
             "does not know where reasoning ends. Leave it away or send false."
         )
+    assert not isinstance(prompt, InputEmbeds)  # refused with the body
     marks = reasoning_format(name)
     end_ids = await llm.encode(marks.think_end, add_special_tokens=False)
     tail = prompt[-TAIL:] if isinstance(prompt, str) else llm.decode(prompt[-TAIL:])
