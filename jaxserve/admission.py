@@ -1,9 +1,10 @@
 """What a prompt and its parameters must be for this model, and what they leave open."""
 
+import asyncio
 import operator
 import random
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,29 @@ from jaxserve.errors import ContextLengthError, InvalidRequestError, Unsupported
 from jaxserve.model_parts import ModelInfo
 from jaxserve.request import InputEmbeds, SamplingParams, SessionParams, check_in_vocabulary
 
+Encode = Callable[[str], Awaitable[tuple[int, ...]]]
+
 PLACEHOLDER_ID = 0  # where there is an embedding instead of a token
+MAX_COUNTED_CHARS = 2**20  # of a text that is no prompt: about a second and 200 MB
 MAX_ABS_LOGIT_BIAS = 3.0e38  # what a float32 holds
+
+
+async def read_prompt(
+    prompt: str | Sequence[int] | InputEmbeds, encode: Encode, info: ModelInfo
+) -> tuple[tuple[int, ...], np.ndarray | None]:
+    """The token ids of a prompt; or placeholders, and the embeddings f32[n, D] that it is.
+
+    Args:
+        encode: makes token ids of a text.
+
+    Raises:
+        InvalidRequestError: what ``checked_ids`` and ``checked_embeds`` refuse.
+    """
+    if isinstance(prompt, InputEmbeds):
+        embeds = await asyncio.to_thread(checked_embeds, prompt, info.hidden_size)
+        return (PLACEHOLDER_ID,) * len(embeds), embeds
+    token_ids = await encode(prompt) if isinstance(prompt, str) else prompt
+    return checked_ids(token_ids, info.vocab_size), None
 
 
 def checked_ids(prompt: Sequence[int], vocab_size: int) -> tuple[int, ...]:
@@ -98,6 +120,16 @@ def _embedding(index: int, row: object, width: int) -> np.ndarray:
     return single
 
 
+def read_limit(num_chars: int, info: ModelInfo, is_prompt: bool) -> int | None:
+    """The number of tokens beyond which a text need not be read; None: it is read anyway.
+
+    Args:
+        num_chars: its length.
+        is_prompt: it is going to be generated from, so that what does not fit is refused.
+    """
+    return info.max_seq_len if is_prompt or num_chars > MAX_COUNTED_CHARS else None
+
+
 def settled(
     params: SamplingParams, prompt_len: int, info: ModelInfo, *, clamps: bool, seed: int
 ) -> SamplingParams:
@@ -145,12 +177,7 @@ def _check_ids(params: SamplingParams, vocab_size: int) -> None:
             raise InvalidRequestError(
                 f"logit_bias values must be finite 32-bit numbers, got {bias}."
             )
-    for token_id in params.logprob_token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise InvalidRequestError(
-                f"token_ids_logprob contains out-of-vocabulary token id {token_id}; "
-                f"valid range is [0, {vocab_size})."
-            )
+    check_in_vocabulary(params.logprob_token_ids, vocab_size, field="token_ids_logprob")
 
 
 def _max_new_tokens(wanted: int | None, prompt_len: int, info: ModelInfo, clamps: bool) -> int:

@@ -4,7 +4,7 @@ Axis letters: T tokens in the step, B rows, W pages per row, V vocabulary, K top
 I = MAX_LOGPROB_TOKEN_IDS, D model width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -98,7 +98,9 @@ class StepInputs:
     """One step, padded to ``bucket``.  Padding points at page 0 and slot 0, never at -1."""
 
     bucket: Bucket
-    token_ids: np.ndarray  # i32[T]; EXTEND only: DECODE reads last_tokens[row_slots]
+    # i32[T]; EXTEND only: DECODE reads last_tokens[row_slots].  A negative one, ~slot, is the
+    # newest token of that slot: it is in flight, and only the device knows it.
+    token_ids: np.ndarray
     positions: np.ndarray  # i32[T]
     write_slots: np.ndarray  # i32[T]; page * page_size + offset; padding 0
     page_table: np.ndarray  # i32[B, W]; padding 0
@@ -111,10 +113,16 @@ class StepInputs:
     embeds: tuple[EmbedRows, ...] = ()  # in the order of their places
     hidden_tokens: np.ndarray | None = None  # i32[n]; the step's tokens whose states are wanted
 
+    def without(self, rows: list[int]) -> "StepInputs":
+        """The step in which ``rows`` sample nothing."""
+        samples = self.sampling.samples.copy()
+        samples[rows] = False
+        return replace(self, sampling=replace(self.sampling, samples=samples))
+
 
 @dataclass(frozen=True, slots=True)
 class TokenMasks:
-    """Which tokens some rows of a step may sample; the other rows may sample any.
+    """Which tokens some rows of a step may sample.
 
     Bit ``t % 32`` of word ``t // 32`` is set where token t is allowed.
     """

@@ -105,6 +105,7 @@ class ServerConfig:
     admin_api_key: str | None = None  # opens what controls the server; see server/auth.py
     reasoning_parser: str | None = None  # name, or "auto": what the chat template tells
     tool_call_parser: str | None = None  # likewise
+    enable_strict_thinking: bool = False  # budgets of reasoning; it ends with its mark only
     incremental_streaming_output: bool = False  # events of /generate hold what is new only
     preferred_sampling_params: Mapping[str, object] | None = None  # /generate's defaults
     enable_response_store: bool = False  # keep responses of /v1/responses in memory
@@ -133,6 +134,11 @@ class DeviceInfo:
     num_cores: int  # of the host
     num_devices: int = 1  # that there are, used or not
     compute_capability: str = ""  # of an NVIDIA GPU, such as "9.0"
+
+    @property
+    def is_hopper(self) -> bool:
+        """One that the attention kernels are written for."""
+        return self.platform == "cuda" and self.compute_capability == HOPPER
 
 
 def resolve(config: EngineConfig, model: ModelConfig, device: DeviceInfo) -> EngineConfig:
@@ -178,10 +184,8 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceInfo) -> Eng
 
 def _attention_backend(config: EngineConfig, device: DeviceInfo) -> str:
     """Still "auto" where kernels may serve: what those support, the executor asks them."""
-    may_choose = device.platform == "cuda" and device.compute_capability == HOPPER
-    return (
-        "xla" if config.attention_backend == "auto" and not may_choose else config.attention_backend
-    )
+    asked = config.attention_backend
+    return "xla" if asked == "auto" and not device.is_hopper else asked
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -191,7 +195,6 @@ def _round_up(value: int, multiple: int) -> int:
 def _check(config: EngineConfig, model: ModelConfig) -> None:
     _one_of("--schedule-policy", config.schedule_policy, SCHEDULE_POLICIES)
     _one_of("--dtype", config.dtype, DTYPES)
-    _one_of("--load-format", config.load_format, LOAD_FORMATS)
     _one_of("--attention-backend", config.attention_backend, ATTENTION_BACKENDS)
     _one_of("--grammar-backend", config.grammar_backend, GRAMMAR_BACKENDS)
     if config.page_size < 1 or config.page_size & (config.page_size - 1):

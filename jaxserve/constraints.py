@@ -1,7 +1,8 @@
 """Sequences whose tokens a grammar decides: masks before a step, forced tokens after it.
 
-What can be sampled depends on every token before, so a step that samples for such a sequence is
-planned when its last token is known: the engine asks ``waits_for``.
+What can be sampled depends on every token before.  So the rows of such sequences are deferred:
+their step is launched while the tokens of the step before are on their way, and sampled when
+these are known, under masks that are made while the device computes the logits.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from jaxserve.scheduler import BatchPlan, Scheduler
 from jaxserve.step_times import StepTimes
 
 _WORD_BITS = 32
+_ALL = 2**_WORD_BITS - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,36 +70,33 @@ class Constraints:
         """Forget a sequence that has ended, constrained or not."""
         self._followers.pop(rid, None)
 
-    def waits_for(self, plan: BatchPlan) -> bool:
-        """Whether the tokens of a launched step must be known before the next step is planned."""
+    def deferred_rows(self, plan: BatchPlan) -> list[int]:
+        """The rows of a plan that are to be sampled after its launch."""
         followers = self._followers
-        return bool(followers) and any(seq.rid in followers for seq in plan.rows)
+        if not followers:
+            return []
+        samples = plan.inputs.sampling.samples
+        rows = enumerate(plan.rows)
+        return [row for row, seq in rows if seq.rid in followers and samples[row]]
 
-    def masks(self, plan: BatchPlan) -> tuple[TokenMasks | None, list[TokenOutput]]:
-        """The masks of a plan that is about to be launched.
+    def masks(
+        self, plan: BatchPlan, rows: Sequence[int]
+    ) -> tuple[TokenMasks | None, list[TokenOutput]]:
+        """What these rows of a launched plan may sample; those may anything that still think.
 
         Returns:
-            ``None`` when no row needs one; and the last outputs of those sequences whose grammar
+            ``None`` when no row is left; and the last outputs of those sequences whose grammar
             cannot be followed any further.
         """
-        if not self._followers:
+        if not rows:
             return None, []
-        samples = plan.inputs.sampling.samples
-        found = [
-            (row, seq.rid, follower.matcher)
-            for row, seq in enumerate(plan.rows)
-            if (follower := self._followers.get(seq.rid)) is not None
-            and follower.matcher.is_active
-            and samples[row]
-        ]
-        if not found:
-            return None, []
-        failed = self._fill([matcher for _, _, matcher in found])
-        kept = [index for index in range(len(found)) if index not in failed]
-        aborted = [self._abort(found[index][1], error) for index, error in failed.items()]
-        rows = np.array([found[index][0] for index in kept], np.int32)
-        bits = self._bits[: len(found)] if not failed else self._bits[kept]
-        return (TokenMasks(rows, bits) if kept else None), aborted
+        rids = [plan.rows[row].rid for row in rows]
+        failed = self._fill([self._followers[rid].matcher for rid in rids])
+        aborted = [self._abort(rids[index], error) for index, error in failed.items()]
+        kept = [index for index in range(len(rows)) if index not in failed]
+        bits = self._bits[: len(rows)] if not failed else self._bits[kept]
+        masks = TokenMasks(np.array([rows[index] for index in kept], np.int32), bits)
+        return (masks if kept else None), aborted
 
     def follow(self, outputs: list[TokenOutput]) -> list[TokenOutput]:
         """Take in the tokens of a step, and append those that can only be what they are.
@@ -121,7 +120,8 @@ class Constraints:
                 forced[index] = follower.matcher.forced_tokens()
             except GrammarError as error:
                 followed[index] = _joined(output, self._abort(output.rid, error))
-        num_forced = sum(map(len, forced.values()))
+        # The first token of a row costs nothing: a step is on its way that can sample it.
+        num_forced = sum(len(token_ids) - 1 for token_ids in forced.values() if token_ids)
         num_rows = self._scheduler.num_running
         is_worth_it = bool(num_forced) and self._times.is_worth_appending(num_forced, num_rows)
         for index, token_ids in forced.items():
@@ -131,19 +131,23 @@ class Constraints:
 
     def _fill(self, matchers: Sequence[Matcher]) -> dict[int, GrammarError]:
         """Fill one row of ``_bits`` for each matcher; the errors by index."""
-        if len(self._bits) < len(matchers):
-            self._bits = np.zeros((len(matchers), self._num_words), np.uint32)
-        try:
-            fill_masks(matchers, self._bits[: len(matchers)])
-        except GrammarError:
-            return self._fill_one_by_one(matchers)
-        return {}
-
-    def _fill_one_by_one(self, matchers: Sequence[Matcher]) -> dict[int, GrammarError]:
+        count = len(matchers)
+        if len(self._bits) < count:
+            self._bits = np.zeros((count, self._num_words), np.uint32)
+        if all(matcher.is_active for matcher in matchers):
+            try:
+                fill_masks(matchers, self._bits[:count])
+                return {}
+            except GrammarError:
+                pass  # whose it is, one by one
         errors: dict[int, GrammarError] = {}
         for index, matcher in enumerate(matchers):
+            row = self._bits[index : index + 1]
             try:
-                fill_masks([matcher], self._bits[index : index + 1])
+                if matcher.is_active:
+                    fill_masks([matcher], row)
+                else:
+                    row[:] = _ALL
             except GrammarError as error:
                 errors[index] = error
         return errors

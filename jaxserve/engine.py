@@ -48,6 +48,7 @@ class _Launched:
     plan: BatchPlan
     step: PendingStep
     launched_s: float
+    deferred: list[int]  # rows that are not sampled yet
 
 
 class Engine:
@@ -206,43 +207,53 @@ class Engine:
         """Launch the next step and settle the one before, which overlaps with it if it can."""
         outputs = self._end_late()
         pending = self._pending
-        if pending is not None and self._must_know(pending.plan):
-            outputs += self._settle(pending, is_alone=True)
+        if pending is not None and self.config.disable_overlap_schedule:
+            outputs += self._settle(pending)
             pending = None
-        launched = None if self._is_paused else self._launch(outputs)
+        launched = None if self._is_paused else self._launch()
         if pending is not None:
             outputs += self._settle(pending)
         elif launched is None and self._scheduler.has_work and not self._is_paused:
             raise RuntimeError("the scheduler has work and plans none of it")
+        if launched is not None and launched.deferred:
+            launched, aborted = self._sample(launched)
+            outputs += aborted
         self._pending = launched
         self._report.delivering(outputs)  # after the launch: nothing waits for it there
         self._deliver(outputs)
 
-    def _must_know(self, plan: BatchPlan) -> bool:
-        return self.config.disable_overlap_schedule or self._constraints.waits_for(plan)
-
-    def _launch(self, outputs: list[TokenOutput]) -> _Launched | None:
+    def _launch(self) -> _Launched | None:
         start_s = time.perf_counter()
         plan = self._scheduler.schedule()
         if plan is None:
             return None
-        masks, aborted = self._constraints.masks(plan)
-        outputs += aborted
+        deferred = self._constraints.deferred_rows(plan)
         if plan.num_new_sequences:
             self._clock.started(seq.rid for seq in plan.rows)
         self._profiler.launching()
         planned_s = time.perf_counter()
-        step = self._runner.launch(plan.inputs, masks)
+        step = self._runner.launch(plan.inputs, deferred)
         self._report.launched(plan, planned_s - start_s, self.num_recompiles)
-        return _Launched(plan, step, planned_s)
+        return _Launched(plan, step, planned_s, deferred)
 
-    def _settle(self, launched: _Launched, *, is_alone: bool = False) -> list[TokenOutput]:
-        """Wait for a step and take in its tokens; ``is_alone``: no other one is on the device."""
+    def _sample(self, launched: _Launched) -> tuple[_Launched, list[TokenOutput]]:
+        """Sample the deferred rows of the newest step, now that all tokens before are known."""
+        plan, step = launched.plan, launched.step
+        rows = plan.awaited(launched.deferred)
+        masks, aborted = self._constraints.masks(plan, rows)
+        if masks is not None:
+            step = self._runner.sample(step, plan.inputs, masks)
+        left = [row for row in launched.deferred if row not in rows]
+        return _Launched(plan.without(left), step, launched.launched_s, []), aborted
+
+    def _settle(self, launched: _Launched) -> list[TokenOutput]:
+        """Wait for a step and take in its tokens."""
         self._pending = None
+        asked_s = time.perf_counter()
         result = launched.step.fetch()
         fetched_s = time.perf_counter()
-        if is_alone:
-            self._times.record(launched.plan.inputs.bucket, fetched_s - launched.launched_s)
+        bucket = launched.plan.inputs.bucket
+        self._times.finished(bucket, launched.launched_s, asked_s, fetched_s)
         outputs = self._scheduler.process(launched.plan, result)
         outputs = self._constraints.follow(outputs)
         self._report.finished(launched.plan, outputs, launched.launched_s, fetched_s)

@@ -67,6 +67,7 @@ def build_engine(
         num_pages=memory.num_pages,
         buckets=buckets,
         eos_token_ids=model_config.eos_token_ids,
+        on_evicted=metrics.evicted,
     )
     times = StepTimes(buckets.extend_tokens, buckets.decode_rows)
     constraints = Constraints(

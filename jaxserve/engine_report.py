@@ -92,8 +92,11 @@ class EngineReport:
                 (``perf_counter``).
         """
         mode = plan.mode
-        self._step_s[mode] += fetched_s - max(launched_s, self._fetched_s)
+        step_s = fetched_s - max(launched_s, self._fetched_s)
+        self._step_s[mode] += step_s
         self._fetched_s = fetched_s
+        if mode is Mode.EXTEND and _has_piece_of_prompt(plan):
+            self._metrics.stage("chunked_prefill", step_s)
         self.count(outputs)
         if mode is Mode.DECODE and self._num_steps[mode] % self._log_interval == 0:
             self._close_interval()
@@ -183,3 +186,9 @@ class EngineReport:
         self._throughput = self._interval_tokens / max(1e-9, now_s - self._interval_start_s)
         self._interval_start_s = now_s
         self._interval_tokens = 0
+
+
+def _has_piece_of_prompt(plan: BatchPlan) -> bool:
+    """Whether the step ended inside a prompt; at most one row of a step does."""
+    ends = plan.inputs.kv_lens.tolist()
+    return any(ends[row] < seq.num_prompt for row, seq in enumerate(plan.rows))

@@ -51,6 +51,7 @@ class EngineStats:
     kv_cache_bytes: int = 0
     free_bytes_at_start: int = 0
     device_name: str = ""  # as it calls itself
+    num_streaming_sessions: int = 0  # that are open
     # grammars
     num_grammar_queue: int = 0  # requests whose grammar is being compiled
     num_grammars_total: int = 0
@@ -73,8 +74,3 @@ class EngineStats:
     def utilization(self) -> float:
         """The scarcer of slots and KV pool: the larger share of either in use, 0 to 1."""
         return max(self.token_usage, self.num_running / max(1, self.max_running))
-
-    @property
-    def num_decode_steps_total(self) -> int:
-        """Steps that were not EXTEND."""
-        return self.num_steps_total - self.num_extend_steps_total

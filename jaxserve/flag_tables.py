@@ -79,6 +79,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "API": (
         "served_model_name", "api_compat", "reasoning_parser", "tool_call_parser",
+        "enable_strict_thinking",
         "default_chat_template_kwargs", "sampling_defaults", "preferred_sampling_params",
         "enable_return_hidden_states", "stream_interval",
         "incremental_streaming_output", "stream_response_default_include_usage",
@@ -119,8 +120,8 @@ DEFAULTS: Mapping[str, str] = {
     "bucket_time_to_first_token": "SGLang's",
     "bucket_inter_token_latency": "SGLang's",
     "bucket_e2e_request_latency": "SGLang's",
-    "prompt_tokens_buckets": "powers of two",
-    "generation_tokens_buckets": "powers of two",
+    "prompt_tokens_buckets": "SGLang's",
+    "generation_tokens_buckets": "SGLang's",
     "profile_dir": "a temporary folder",
 }
 HELP: Mapping[str, str] = {
@@ -222,6 +223,10 @@ HELP: Mapping[str, str] = {
     "tool_call_parser": (
         "how the output marks tool calls: a name of docs/api.md, or auto to tell from the chat "
         "template"
+    ),
+    "enable_strict_thinking": (
+        "take budgets of reasoning tokens, and let neither the output end nor a tool call begin "
+        "before the reasoning's end mark; needs --reasoning-parser"
     ),
     "preferred_sampling_params": (
         "JSON object of sampling_params that /generate takes where a request gives none"

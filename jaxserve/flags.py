@@ -52,6 +52,7 @@ def parse_flags(
         logger.warning("%s", warning)
     if unknown:
         errors.append(f"unrecognized arguments: {' '.join(unknown)}")
+    errors += _conflicts(values)
     if errors:
         parser.error("; ".join(errors))
     for name in LISTS:
@@ -60,6 +61,21 @@ def parse_flags(
         EngineConfig(**{item.name: values[item.name] for item in fields(EngineConfig)}),
         ServerConfig(**{item.name: values[item.name] for item in fields(ServerConfig)}),
     )
+
+
+def _conflicts(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with flags that would each be right alone."""
+    if not values["enable_strict_thinking"]:
+        return []
+    wrong = []
+    if values["reasoning_parser"] is None:
+        wrong.append(
+            "--enable-strict-thinking must know how the model marks its reasoning: give "
+            "--reasoning-parser a name, or auto"
+        )
+    if values["grammar_backend"] == "none":
+        wrong.append("--enable-strict-thinking masks tokens: leave --grammar-backend none away")
+    return wrong
 
 
 def hide_secrets(argv: Sequence[str]) -> list[str]:
@@ -169,4 +185,6 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     "waiting_timeout_s": _time_limit,
     "running_timeout_s": _time_limit,
     "disable_openapi_doc": _truth,
+    "log_level": str.lower,
+    "log_level_http": str.lower,
 }

@@ -125,15 +125,13 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
         "abort-on-priority-when-disabled",
     ),
     "the youngest sequence is retracted first": ("retraction-policy=length",),
-    "any session's prefixes stay in the prefix cache": ("enable-streaming-session",),
+    "streaming sessions are always served, out of the prefix cache": ("enable-streaming-session",),
     "a request asks for it: return_prompt_token_ids, return_token_ids": (
         "return-input-ids", "return-output-ids",
     ),
     "logits have the dtype that the model computes in": ("enable-fp32-lm-head",),
     "every layer attends to the whole context": ("swa-full-tokens-ratio",),
-    "reasoning is kept as the model wrote it": (
-        "strip-thinking-cache", "enable-strict-thinking",
-    ),
+    "reasoning is kept as the model wrote it": ("strip-thinking-cache",),
     "white space is --constrained-json-whitespace-pattern": (
         "constrained-json-max-whitespace-cnt",
     ),

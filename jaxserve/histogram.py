@@ -35,7 +35,11 @@ class Series:
 
 
 class Histogram(Collector):
-    """One metric: a ``Series`` for each value of ``label``, or a single one without a label."""
+    """One metric: a ``Series`` for each value of ``label``, or a single one without a label.
+
+    Args:
+        values: of ``label``, that have a series from the start.
+    """
 
     def __init__(
         self,
@@ -50,13 +54,18 @@ class Histogram(Collector):
         self._text = text
         self._labels = labels
         self._label = label
+        self._bounds = bounds
         self.series = {value: Series(bounds) for value in values}
+
+    def of(self, value: str) -> Series:
+        """The series of a value, new or not.  May be called from any thread."""
+        return self.series.get(value) or self.series.setdefault(value, Series(self._bounds))
 
     def collect(self) -> Iterator[Metric]:
         """The one family."""
         names = (*self._labels, self._label) if self._label else tuple(self._labels)
         family = HistogramMetricFamily(self._name, self._text, labels=names)
-        for value, series in self.series.items():
+        for value, series in list(self.series.items()):
             buckets, total = series.read()
             own = tuple(self._labels.values())
             family.add_metric((*own, value) if self._label else own, buckets, total)

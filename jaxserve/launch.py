@@ -156,6 +156,11 @@ def _build_llm(engine_config: EngineConfig, server_config: ServerConfig) -> Text
 
 async def _make_ready(state: ServerState, llm: TextService, start_s: float, address: str) -> None:
     config, info = llm.config, llm.info
+    if state.config.enable_strict_thinking and info.reasoning_parser is None:
+        raise ConfigError(
+            "--enable-strict-thinking: the chat template tells --reasoning-parser auto of no "
+            "reasoning; name the parser, or leave --enable-strict-thinking away"
+        )
     logger.info(
         "max_total_num_tokens=%s, chunked_prefill_size=%s, max_running_requests=%s, context_len=%s",
         info.max_total_num_tokens,
@@ -237,6 +242,13 @@ def _set_up_logging(config: ServerConfig) -> None:
     logging.getLogger("jaxserve").setLevel(config.log_level.upper())
     if config.log_level_http is not None:
         logging.getLogger("jaxserve.access").setLevel(config.log_level_http.upper())
+    logging.getLogger("aiohttp.server").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not that a body could not be read to its end after the answer: the answer said so."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, web.RequestPayloadError)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
-import numpy as np
-
-from jaxserve.admission import PLACEHOLDER_ID, check_allowed, checked_embeds, checked_ids, settled
+from jaxserve.admission import check_allowed, checked_ids, read_limit, read_prompt, settled
 from jaxserve.config import EngineConfig
-from jaxserve.constrained import Matcher
+from jaxserve.constrained import GrammarStats, Matcher
 from jaxserve.errors import ConfigError, InvalidRequestError
 from jaxserve.loop_thread import LoopThread
 from jaxserve.metrics import EngineStats, Metrics
@@ -25,8 +23,6 @@ from jaxserve.offline import Prompt, Sampling, calls_of, final_bodies, growing_b
 from jaxserve.open_streams import OpenStreams
 from jaxserve.request import (
     PAUSE_MODES,
-    Grammar,
-    InputEmbeds,
     PauseMode,
     Request,
     SamplingParams,
@@ -111,18 +107,19 @@ class LLM:
 
     # --- text ---
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+    async def encode(
+        self, text: str, *, add_special_tokens: bool = True, is_prompt: bool = True
+    ) -> tuple[int, ...]:
         """Token ids of ``text``: as a prompt, with BOS where the model has one, or without.
+
+        ``is_prompt`` False: they are only looked at, and may be more than the context holds.
 
         Raises:
             ContextLengthError: the text is so long that it need not be read.
         """
-        encode = partial(
-            self._tokenizer.encode,
-            text,
-            add_special_tokens=add_special_tokens,
-            max_tokens=None if self.config.allow_auto_truncate else self.info.max_seq_len,
-        )
+        is_cut = self.config.allow_auto_truncate
+        limit = None if is_cut else read_limit(len(text), self.info, is_prompt)
+        encode = partial(self._tokenizer.encode, text, add_special_tokens, max_tokens=limit)
         return tuple(encode() if len(text) <= INLINE_CHARS else await asyncio.to_thread(encode))
 
     async def render_chat(
@@ -133,8 +130,9 @@ class LLM:
         chat_template_kwargs: dict[str, Any] | None = None,
         continue_final_message: bool = False,
         add_generation_prompt: bool = True,
+        is_prompt: bool = True,
     ) -> tuple[int, ...]:
-        """Prompt ids of a conversation, by the model's chat template.
+        """Prompt ids of a conversation, by the model's chat template; ``is_prompt`` as above.
 
         Raises:
             InvalidRequestError: there is no template, or it refuses the messages.
@@ -148,7 +146,7 @@ class LLM:
             chat_template_kwargs=chat_template_kwargs,
             continue_final_message=continue_final_message,
             add_generation_prompt=add_generation_prompt,
-            max_tokens=self.info.max_seq_len,
+            max_tokens=read_limit(num_chars, self.info, is_prompt),
         )
         return tuple(render() if num_chars <= INLINE_CHARS else await asyncio.to_thread(render))
 
@@ -158,6 +156,10 @@ class LLM:
         if text is None:  # logprobs of a long prompt name the same tokens over and over
             text = self._token_texts[token_id] = self.decode((token_id,))
         return text
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to a text, as UTF-8: part of a character perhaps."""
+        return self._tokenizer.token_bytes(token_id)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of tokens, special tokens written out or left away."""
@@ -203,16 +205,16 @@ class LLM:
         """
         arrival_s = time.perf_counter()
         check_allowed(prompt, params, session, self.config)
-        prompt_ids, embeds = await self._read(prompt)
+        prompt_ids, embeds = await read_prompt(prompt, self.encode, self.info)
         if self.config.allow_auto_truncate:
             clamp_max_new_tokens = True
             prompt_ids = prompt_ids[: self.info.max_req_input_len]
-        matchers = await self._matchers(params.grammar, n)
+        matchers = await self._matchers(params, n)
         # No await from here on: what is checked now holds until the streams exist.
         continuation = None
         if session is not None:
             bos_token_id = self._tokenizer.bos_token_id
-            continuation = self._sessions.continued(session, prompt_ids, bos_token_id)
+            continuation = self._sessions.continued(session, prompt_ids, bos_token_id, n)
             prompt_ids = checked_ids(continuation.prompt_ids, self.info.vocab_size)
         template = Request(
             rid="",
@@ -264,10 +266,15 @@ class LLM:
         return self._engine.is_paused
 
     def open_session(
-        self, capacity: int, *, session_id: str | None = None, timeout_s: float | None = None
+        self,
+        capacity: int,
+        *,
+        session_id: str | None = None,
+        timeout_s: float | None = None,
+        is_streaming: bool = False,
     ) -> str:
         """Open a session and return its id; see ``SessionStore.open``."""
-        return self._sessions.open(capacity, session_id, timeout_s)
+        return self._sessions.open(capacity, session_id, timeout_s, is_streaming=is_streaming)
 
     def close_session(self, session_id: str) -> None:
         """Forget a session; what it runs goes on.  Idempotent."""
@@ -288,13 +295,11 @@ class LLM:
         await asyncio.wrap_future(self._engine.stop_profile())
 
     def stats(self) -> EngineStats:
-        """The engine's latest numbers, and those of the grammars."""
-        stats = self._engine.stats()
-        if self._grammars is None:
-            return stats
-        grammars = self._grammars.stats()
+        """The engine's latest numbers, and those of the grammars and sessions."""
+        grammars = GrammarStats() if self._grammars is None else self._grammars.stats()
         return replace(
-            stats,
+            self._engine.stats(),
+            num_streaming_sessions=self._sessions.num_streaming,
             num_grammar_queue=self._num_compiling,
             num_grammars_total=grammars.num_compiled,
             num_grammar_cache_hits_total=grammars.num_cache_hits,
@@ -362,32 +367,27 @@ class LLM:
 
     # --- inside ---
 
-    async def _read(self, prompt: Prompt) -> tuple[tuple[int, ...], np.ndarray | None]:
-        """Token ids, or placeholders and embeddings."""
-        if isinstance(prompt, InputEmbeds):
-            embeds = await asyncio.to_thread(checked_embeds, prompt, self.info.hidden_size)
-            return (PLACEHOLDER_ID,) * len(embeds), embeds
-        token_ids = await self.encode(prompt) if isinstance(prompt, str) else prompt
-        return checked_ids(token_ids, self.info.vocab_size), None
-
-    async def _matchers(self, grammar: Grammar | None, n: int) -> list[Matcher | None]:
-        if grammar is None:
+    async def _matchers(self, params: SamplingParams, n: int) -> list[Matcher | None]:
+        grammar, thought, compiler = params.grammar, params.thought, self._grammars
+        if grammar is None and (thought is None or not thought.is_limited):
             return [None] * n
-        if self._grammars is None:
+        if compiler is None:
             raise InvalidRequestError(
-                "Grammar-based generation (json_schema, regex, ebnf, structural_tag) is not "
-                "supported when the server is launched with --grammar-backend none, or its "
-                "tokenizer has no end-of-sequence token."
+                "Grammar-based generation (json_schema, regex, ebnf, structural_tag), or a limit "
+                "of reasoning, is not supported when the server is launched with "
+                "--grammar-backend none, or its tokenizer has no end-of-sequence token."
             )
+        if grammar is None:
+            return [compiler.thought_matcher(thought) for _ in range(n)]
         self._num_compiling += 1
         start_s = time.perf_counter()
         try:
-            compiled = await self._grammars.compile(grammar)
+            compiled = await compiler.compile(grammar)
         finally:
             self._num_compiling -= 1
         if time.perf_counter() - start_s >= compiled.compile_s:  # else another had it compiled
             self.metrics.grammar_compiled(compiled.compile_s)
-        return [compiled.new_matcher(grammar.starts_after, grammar.starts_with) for _ in range(n)]
+        return [compiled.new_matcher(thought) for _ in range(n)]
 
     def _settled(
         self, params: SamplingParams, prompt_len: int, clamps: bool | None

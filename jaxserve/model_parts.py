@@ -74,6 +74,7 @@ class ModelInfo:
     model_type: str
     architectures: tuple[str, ...]
     load_format: str
+    eos_token_ids: tuple[int, ...] = ()  # each ends an output
     chat_template: str | None = None  # its Jinja source
     reasoning_parser: str | None = None
     tool_call_parser: str | None = None
@@ -81,11 +82,6 @@ class ModelInfo:
     served_model_name: str | None = None
     is_generation: bool = True
     generation_defaults: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Messages can be rendered."""
-        return self.chat_template is not None
 
     @property
     def max_seq_len(self) -> int:
@@ -156,6 +152,7 @@ def load_model(
         model_type=model_config.model_type,
         architectures=model_config.architectures,
         load_format=source.format,
+        eos_token_ids=model_config.eos_token_ids,
         chat_template=tokenizer.chat_template,
         reasoning_parser=parsers[0],
         tool_call_parser=parsers[1],

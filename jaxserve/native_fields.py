@@ -13,6 +13,7 @@ T = TypeVar("T")
 Fields = Mapping[str, Any]
 INT64 = range(-(2**63), 2**63)
 INT32 = range(-(2**31), 2**31)
+UINT64 = range(2**64)
 MAX_SHOWN = 80  # characters of a value in a message
 
 
@@ -55,6 +56,11 @@ def integer(name: str, value: object, allowed: range = INT64, kind: str = "i64")
             f"{where}invalid value: integer `{_shortened(str(value))}`, expected {kind}"
         )
     return value
+
+
+def unsigned(name: str, value: object) -> int | None:
+    """An integer that is not negative."""
+    return integer(name, value, UINT64, "u64")
 
 
 def string(name: str, value: object) -> str:

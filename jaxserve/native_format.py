@@ -36,10 +36,10 @@ def finish_reason_dict(
 
 @dataclass(frozen=True, slots=True)
 class ReasoningSpan:
-    """Where the reasoning of an output ends, and begins: with ``start_id``, or None for at once."""
+    """Where the reasoning of an output ends, and begins: after ``start_ids``, or at once."""
 
     end_ids: tuple[int, ...]
-    start_id: int | None = None
+    start_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,22 +127,32 @@ class ReasoningCount:
 
     def __init__(self, span: ReasoningSpan | None) -> None:
         self._span = span  # None once it is over
+        self._start_ids = () if span is None else span.start_ids
         self._recent: tuple[int, ...] = ()
-        self.count = 0
+        self._num_tokens = 0
+
+    @property
+    def count(self) -> int:
+        """The tokens so far; 0 before it is clear that there is reasoning."""
+        return self._num_tokens if self._num_tokens >= len(self._start_ids) else 0
 
     def add(self, token_ids: Sequence[int]) -> None:
         """Count on."""
         if self._span is None:
             return
         for token_id in token_ids:
-            if not self.count and self._span.start_id not in (None, token_id):
-                self._span = None
+            if self._is_starting and token_id != self._start_ids[self._num_tokens]:
+                self._span, self._num_tokens = None, 0
                 return
-            self.count += 1
+            self._num_tokens += 1
             self._recent = (*self._recent, token_id)[-len(self._span.end_ids) :]
             if self._recent == self._span.end_ids:
                 self._span = None
                 return
+
+    @property
+    def _is_starting(self) -> bool:
+        return self._num_tokens < len(self._start_ids)
 
 
 class GenerateState:

@@ -20,11 +20,12 @@ from jaxserve.native_fields import (
     per_prompt,
     scalar,
     string,
+    unsigned,
     wrong_length,
 )
 from jaxserve.native_prompts import Prompt, prompts_of
 from jaxserve.request import HiddenStates, InputEmbeds, SamplingParams, SessionParams
-from jaxserve.sampling_dict import sampling_params_from_dict
+from jaxserve.sampling_dict import beam_width, sampling_params_from_dict
 
 MAX_N = 1024
 MAX_SEQUENCES = 65_536  # of one request: each costs a few kB and 20 µs before it is queued
@@ -60,7 +61,7 @@ UNSUPPORTED: Mapping[str, str] = {
     ),
     **dict.fromkeys(("data_parallel_rank", "routed_dp_rank"), "there is one replica, of rank 0"),
     "lora_path": "there are no LoRA adapters",
-    "max_thinking_tokens": "nothing ends a model's reasoning but the model and max_new_tokens",
+    "watermark": "texts are not watermarked",
 }
 # Field → the whole message, for those whose first sentence clients know.
 REFUSALS: Mapping[str, str] = {
@@ -111,6 +112,7 @@ class Shown:
     text_in_logprobs: bool = False
     prompt_token_ids: bool = False
     reasoning: bool = False  # the output begins with reasoning: see require_reasoning
+    max_thinking_tokens: int | None = None  # of the reasoning, before its end is forced
     stream: bool = False
     priority: int = 0
 
@@ -120,12 +122,14 @@ class Call:
     """One prompt to submit.
 
     ``clamps``: nobody asked for max_new_tokens, so it may be shortened to what fits.
+    ``beam_width``: above 1, n is how many of the beams are returned.
     """
 
     prompt: Prompt
     params: SamplingParams
     options: PromptOptions
     clamps: bool
+    beam_width: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +143,21 @@ class GenerateRequest:
     options: list[PromptOptions]
     shown: Shown
 
+    @property
+    def beam_width(self) -> int:
+        """How many beams each prompt is searched with; 1: it is sampled.
+
+        Raises:
+            SamplingFieldError: it is no integer.
+            InvalidRequestError: it is out of its range, or not the same for all prompts.
+        """
+        widths = {beam_width(fields) for fields in self.sampling}
+        if len(widths) > 1:
+            raise InvalidRequestError(
+                "The beam_width should be the same for all samples in sample params."
+            )
+        return widths.pop()
+
     def calls(self) -> tuple[list[Call], int]:
         """The sequences to submit, and n, how often each is sampled.
 
@@ -146,9 +165,14 @@ class GenerateRequest:
             SamplingFieldError: sampling_params cannot be decoded.
             InvalidRequestError: a value is out of its range.
         """
-        _, n = sampling_params_from_dict(self.sampling[0])
-        check_num_sequences(len(self.prompts), n)
-        pairs = [sampling_params_from_dict(fields) for fields in self.sampling]
+        width = self.beam_width
+        sampling = [
+            {name: value for name, value in fields.items() if name != "beam_width"}
+            for fields in self.sampling
+        ]
+        _, n = sampling_params_from_dict(sampling[0])
+        check_num_sequences(len(self.prompts), max(n, width))
+        pairs = [sampling_params_from_dict(fields) for fields in sampling]
         if any(other != n for _, other in pairs):
             raise InvalidRequestError(
                 "The parallel_sample_num should be the same for all samples in sample params."
@@ -159,6 +183,7 @@ class GenerateRequest:
                 self.options[i].applied_to(params),
                 self.options[i],
                 not self.has_limit[i],
+                width,
             )
             for i, (params, _) in enumerate(pairs)
         ], n
@@ -236,6 +261,7 @@ def shown(body: Fields) -> Shown:
         text_in_logprobs=scalar(body, "return_text_in_logprobs", False, boolean),
         prompt_token_ids=scalar(body, "return_prompt_token_ids", False, boolean),
         reasoning=scalar(body, "require_reasoning", False, boolean),
+        max_thinking_tokens=scalar(body, "max_thinking_tokens", None, unsigned),
         stream=scalar(body, "stream", False, boolean),
         priority=scalar(body, "priority", 0, integer),
     )

@@ -1,6 +1,7 @@
 """The streams that are open: started together, found by their rids."""
 
 import itertools
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -102,7 +103,9 @@ class OpenStreams:
         self._engine.submit(request, stream.deliver, matcher)
         self._open[rid] = stream
         if is_counted:
-            self._metrics.request_started(len(request.prompt_ids), has_grammar=matcher is not None)
+            self._metrics.request_started(
+                time.perf_counter() - request.arrival_s, has_grammar=matcher is not None
+            )
         return stream
 
     def _forget(self, rid: str) -> None:

@@ -29,18 +29,35 @@ HiddenStates = Literal["all", "last"]
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What an output must match.
-
-    ``starts_after`` are the token ids that end the reasoning: until the output ends with them,
-    anything may be generated.  Empty: the first token is constrained already.  ``starts_with`` is
-    the token that begins the reasoning, where the output may do without: any other first token
-    is constrained already.
-    """
+    """What an output must match, from the end of its ``Thought`` on where it has one."""
 
     kind: GrammarKind
     source: str
-    starts_after: tuple[int, ...] = ()
-    starts_with: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thought:
+    """The reasoning before an answer: anything may be generated there, up to its end mark.
+
+    ``end_ids`` spell the mark; its text ends the reasoning too, however it is cut into tokens.
+    ``start_ids`` spell what begins it, where an output may do without; empty: it has begun.
+    ``answer_pattern``: a regex of what stands between the reasoning and the answer, where that is
+    more than the end mark.  ``budget``: after so many tokens, the start mark among them, the end
+    mark is forced; None: there is no limit.  ``is_strict``: inside, neither ``call_id`` (the token
+    that begins a tool call) may come nor a token that ends the output.
+    """
+
+    end_ids: tuple[int, ...]
+    start_ids: tuple[int, ...] = ()
+    answer_pattern: str | None = None
+    budget: int | None = None
+    is_strict: bool = False
+    call_id: int | None = None
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether some tokens may be refused in it."""
+        return self.is_strict or self.budget is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +70,7 @@ class SamplingParams:
     ``logprob_token_ids`` asks at every such position for these tokens' logprobs too.
     ``prompt_logprobs_start`` asks for logprobs of the prompt's tokens from that position on.
     ``hidden_states`` asks for what logits are made of: at "all" positions, or at the "last" one.
+    ``thought=None``: the output is not known to reason, and a grammar holds from its first token.
     ``stream_interval=None`` leaves it to the server how many tokens make an event.
 
     Raises:
@@ -79,6 +97,7 @@ class SamplingParams:
     prompt_logprobs_start: int | None = None
     hidden_states: HiddenStates | None = None
     grammar: Grammar | None = None
+    thought: Thought | None = None
     stream_interval: int | None = None
     skip_special_tokens: bool = True
     no_stop_trim: bool = False
@@ -151,11 +170,6 @@ class SamplingParams:
                 f"got {self.repetition_penalty}."
             )
 
-    @property
-    def is_greedy(self) -> bool:
-        """True when the most likely token is always taken."""
-        return self.temperature < GREEDY_TEMPERATURE or self.top_k == 1
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionParams:
@@ -185,18 +199,20 @@ PauseMode = Literal["abort", "retract", "in_place"]
 PAUSE_MODES: tuple[PauseMode, ...] = ("abort", "retract", "in_place")
 
 
-def check_in_vocabulary(input_ids: tuple[int, ...], vocab_size: int) -> None:
-    """Refuse token ids that the model does not have; ``input_ids`` is not empty.
+def check_in_vocabulary(
+    token_ids: Sequence[int], vocab_size: int, *, field: str = "input_ids"
+) -> None:
+    """Refuse token ids that the model does not have.
 
     Raises:
-        InvalidRequestError: names the id and the valid range.
+        InvalidRequestError: names the field, the first such id and the valid range.
     """
-    for token_id in (min(input_ids), max(input_ids)):
-        if not 0 <= token_id < vocab_size:
-            raise InvalidRequestError(
-                f"input_ids contains out-of-vocabulary token id {token_id}; "
-                f"valid range is [0, {vocab_size})."
-            )
+    if not token_ids or 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        return
+    wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+    raise InvalidRequestError(
+        f"{field} contains out-of-vocabulary token id {wrong}; valid range is [0, {vocab_size})."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,13 +56,25 @@ def sampling_params_from_dict(given: Mapping[str, Any] | None) -> tuple[Sampling
     return SamplingParams(**values), n
 
 
+def beam_width(given: Mapping[str, Any]) -> int:
+    """How many beams are searched with; 1: the output is sampled.
+
+    Raises:
+        SamplingFieldError: it is no integer.
+        InvalidRequestError: it is not above 0.
+    """
+    value = given.get("beam_width")
+    width = 1 if value is None else _int(value)
+    if width < 1:
+        raise InvalidRequestError(f"beam_width must be at least 1, got {width}.")
+    return width
+
+
 def _check_unsupported(values: dict[str, Any]) -> None:
     """Take out the known names that have no field of ours; refuse those that ask for something."""
     for name, is_neutral in _NEUTRAL.items():
         if name in values and not is_neutral(values.pop(name)):
-            raise UnsupportedFeatureError(
-                f"sampling_params.{name} is not supported by this server; leave it out"
-            )
+            raise UnsupportedFeatureError(f"sampling_params.{name} {_REFUSED[name]}; leave it out")
 
 
 def _grammar(values: dict[str, Any]) -> Grammar | None:
@@ -190,7 +202,11 @@ FIELDS: dict[str, Callable[[object], Any]] = {
 # Known names without a field of ours, and the values that ask for nothing.
 _NEUTRAL: dict[str, Callable[[Any], bool]] = {
     "custom_params": lambda value: not value,  # for custom logit processors
-    "beam_width": lambda value: value in (0, 1),
+    "beam_width": lambda value: value == 1,
     # Vocabularies of a tokenizer.json put spaces where their decoder says, whatever this is.
     "spaces_between_special_tokens": lambda value: True,
+}
+_REFUSED: dict[str, str] = {
+    "custom_params": "is not supported by this server",
+    "beam_width": "above 1 is for /generate only",
 }

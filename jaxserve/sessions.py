@@ -1,5 +1,8 @@
 """Sessions: trees of requests that a later prompt can continue.
 
+A streaming one is a single line: a prompt goes on from the last request that was answered, one at a
+time, and an aborted one has never been.
+
 A session keeps token ids only.  That their keys and values are still on the device is the prefix
 cache's business, as with every other prompt.
 """
@@ -7,7 +10,7 @@ cache's business, as with every other prompt.
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from jaxserve.errors import InvalidRequestError, OverloadedError
@@ -77,6 +80,9 @@ class _Session:
     capacity: int
     timeout_s: float | None
     used_s: float
+    is_streaming: bool = False
+    last: _Node | None = None  # of a streaming one, what the next prompt goes on from
+    last_rid: str | None = None
     nodes: dict[str, _Node] = field(default_factory=dict)
 
     @property
@@ -119,12 +125,23 @@ class SessionStore:
         return len(self._sessions)
 
     @property
+    def num_streaming(self) -> int:
+        """Those of them that are streaming."""
+        self._close_idle()
+        return sum(session.is_streaming for session in self._sessions.values())
+
+    @property
     def num_tokens(self) -> int:
         """What all sessions hold, as ``MAX_TOKENS`` limits it."""
         return self._num_tokens
 
     def open(
-        self, capacity: int, session_id: str | None = None, timeout_s: float | None = None
+        self,
+        capacity: int,
+        session_id: str | None = None,
+        timeout_s: float | None = None,
+        *,
+        is_streaming: bool = False,
     ) -> str:
         """Open a session and return its id.
 
@@ -132,6 +149,7 @@ class SessionStore:
             capacity: tokens that a prompt of the session may have.
             session_id: made up when None.
             timeout_s: the session closes itself after so long without a request.
+            is_streaming: every prompt goes on from the last.
 
         Raises:
             InvalidRequestError: the id is taken, or a value is out of its range.
@@ -153,7 +171,7 @@ class SessionStore:
                 "/close_session, or open them with a timeout."
             )
         session_id = session_id or uuid.uuid4().hex
-        self._sessions[session_id] = _Session(capacity, timeout_s, self._clock())
+        self._sessions[session_id] = _Session(capacity, timeout_s, self._clock(), is_streaming)
         return session_id
 
     def close(self, session_id: str) -> None:
@@ -163,17 +181,24 @@ class SessionStore:
             self._forget(session, list(session.nodes))
 
     def continued(
-        self, params: SessionParams, token_ids: Sequence[int], bos_token_id: int | None
+        self,
+        params: SessionParams,
+        token_ids: Sequence[int],
+        bos_token_id: int | None,
+        num_samples: int = 1,
     ) -> Continuation:
         """``token_ids`` as what is sent after a request of the session.  Changes nothing.
 
         Raises:
-            InvalidRequestError: no such session or request, one that still runs, or the prompt
-                is longer than the session's capacity.
+            InvalidRequestError: no such session or request, one that still runs, the prompt is
+                longer than the session's capacity, or a streaming session cannot do it.
             OverloadedError: all sessions together hold too much.
         """
         session = self._session(params.id)
-        parent = self._parent(session, params)
+        if session.is_streaming:
+            _check_appends(session, params, num_samples)
+            params = replace(params, rid=None)
+        parent = session.last if session.is_streaming else self._parent(session, params)
         own_ids, num_kept = tuple(token_ids), 0
         if parent is not None:
             if own_ids and own_ids[0] == bos_token_id:
@@ -203,6 +228,7 @@ class SessionStore:
             self._replace(session, continuation.parent, params.rid)
         for turn in turns:
             node = _Node(continuation.parent, continuation.num_kept, continuation.own_ids, turn)
+            self._make_room(session, turn.rid)
             session.nodes[turn.rid] = node
             if params.rid is not None:
                 session.nodes[params.rid].children.append(turn.rid)
@@ -218,9 +244,29 @@ class SessionStore:
         node.turn = None
         node.ended_ids = tuple(turn.output_ids)
         session = self._sessions.get(session_id)
-        if session is not None and session.nodes.get(turn.rid) is node:
-            self._num_tokens += len(node.ended_ids)
-            session.used_s = self._clock()
+        if session is None or session.nodes.get(turn.rid) is not node:
+            return
+        self._num_tokens += len(node.ended_ids)
+        session.used_s = self._clock()
+        if session.is_streaming:
+            self._keep_or_forget(session, node, turn)
+
+    def _make_room(self, session: _Session, rid: str) -> None:
+        """Have a rid that is used again mean the newer request."""
+        older = session.nodes.pop(rid, None)
+        if older is None:
+            return
+        if session.is_streaming:  # later requests consist of it: it still counts
+            session.nodes[f"{rid} {len(session.nodes)}"] = older
+        else:
+            self._num_tokens -= older.num_tokens
+
+    def _keep_or_forget(self, session: _Session, node: _Node, turn: Turn) -> None:
+        """Go on from a request that has ended, or from the one before it if it was aborted."""
+        if turn.finish is not None and turn.finish.type != "abort":
+            session.last, session.last_rid = node, turn.rid
+        else:
+            self._forget(session, [turn.rid])
 
     def _session(self, session_id: str) -> _Session:
         self._close_idle()
@@ -282,3 +328,27 @@ class SessionStore:
         ]
         for session_id in idle:
             self.close(session_id)
+
+
+def _check_appends(session: _Session, params: SessionParams, num_samples: int) -> None:
+    """Refuse what a streaming session, which only grows at its end, cannot do."""
+    if session.is_running:
+        raise InvalidRequestError(
+            "Streaming session already has an active request. Wait for its end, or abort it."
+        )
+    for name, is_asked_for in (
+        ("replace", params.replace),
+        ("drop_previous_output", params.drop_previous_output),
+        ("offset", bool(params.offset)),
+        ("n above 1", num_samples > 1),
+    ):
+        if is_asked_for:
+            raise InvalidRequestError(
+                f"Streaming sessions do not support {name}. They only grow at their end; open a "
+                "session without streaming for it."
+            )
+    if params.rid not in (None, session.last_rid):
+        raise InvalidRequestError(
+            f"Streaming sessions go on from their last request, which is {session.last_rid!r}; "
+            f"session_params.rid was {params.rid!r}. Leave rid away."
+        )

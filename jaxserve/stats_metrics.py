@@ -9,13 +9,45 @@ from prometheus_client.registry import Collector
 from jaxserve.engine_stats import EngineStats
 
 GIB = 2**30
-# What SGLang counts and this server does not have; its dashboards and tests read them.
-ABSENT = (
-    "spec_accept_length", "spec_accept_rate", "graph_memory_usage_gb", "routing_keys_active",
-    "num_unique_running_routing_keys", "routing_key_running_req_count",
-    "routing_key_all_req_count", "prefill_queue_depth", "decode_queue_depth",
-    "swa_token_usage", "lora_pool_slots_used", "lora_pool_slots_total",
-)  # fmt: skip
+# What SGLang counts and this server does not have, by the reason.  Its dashboards and tests read
+# the first, which are always 0; the others it makes only where the feature is on, or there is no
+# honest value of them.
+ALWAYS_ZERO: Mapping[str, tuple[str, ...]] = {
+    "there is no speculative decoding": ("spec_accept_length", "spec_accept_rate"),
+    "XLA does not tell what its CUDA graphs take": ("graph_memory_usage_gb",),
+    "requests have no routing keys": (
+        "routing_keys_active", "num_unique_running_routing_keys",
+        "routing_key_running_req_count", "routing_key_all_req_count",
+    ),
+    "prompts and outputs are computed by one engine": (
+        "prefill_queue_depth", "decode_queue_depth",
+    ),
+    "there are no sliding-window layers": ("swa_token_usage",),
+    "there is no LoRA": (
+        "lora_pool_slots_used", "lora_pool_slots_total", "lora_pool_utilization",
+    ),
+    "the prefixes of sessions are in the prefix cache, as all others": (
+        "streaming_session_held_tokens",
+    ),
+}  # fmt: skip
+NOT_EMITTED: Mapping[str, tuple[str, ...]] = {
+    "there is no speculative decoding": ("spec_verify_calls_total",),
+    "XLA decides which steps are CUDA graphs, and does not tell": (
+        "is_cuda_graph", "cuda_graph_passes_total",
+    ),
+    "a sequence is admitted with its pages, not with a share of its longest output": (
+        "new_token_ratio",
+    ),
+    "weights are loaded once, at the start": ("weight_load_duration_seconds",),
+    "the prefix cache is on the device only": (
+        "hicache_host_used_tokens", "hicache_host_total_tokens", "hicache_backup_tokens_total",
+        "load_back_tokens_total", "prefetched_tokens_total", "backuped_tokens_total",
+    ),
+    "KV stays in the engine that computed it": (
+        "kv_transfer_speed_gb_s", "kv_transfer_latency_ms", "kv_transfer_bootstrap_ms",
+        "kv_transfer_alloc_ms", "kv_transfer_total_mb",
+    ),
+}  # fmt: skip
 
 
 class StatsCollector(Collector):
@@ -32,14 +64,13 @@ class StatsCollector(Collector):
             family = GaugeMetricFamily(f"sglang:{name}", text, labels=tuple(self._labels))
             family.add_metric(tuple(self._labels.values()), float(value))
             yield family
-        for name in ABSENT:
-            family = GaugeMetricFamily(
-                f"sglang:{name}",
-                "Always 0: there is no such thing here",
-                labels=tuple(self._labels),
-            )
-            family.add_metric(tuple(self._labels.values()), 0.0)
-            yield family
+        for reason, names in ALWAYS_ZERO.items():
+            for name in names:
+                family = GaugeMetricFamily(
+                    f"sglang:{name}", f"Always 0: {reason}", labels=tuple(self._labels)
+                )
+                family.add_metric(tuple(self._labels.values()), 0.0)
+                yield family
         for name, (value, text) in _counters(stats).items():
             yield self._counter(name, text, "", {"": value})
         for name, (label, values, text) in _labelled_counters(stats).items():
@@ -77,6 +108,7 @@ def _gauges(stats: EngineStats) -> dict[str, tuple[float, str]]:
         "decode_sum_seq_lens": (stats.sum_seq_lens, "Tokens of the running sequences"),
         "gen_throughput": (stats.gen_throughput, "Output tokens per second"),
         "cache_hit_rate": (stats.cache_hit_rate, "Prefix cache hit rate"),
+        "num_streaming_sessions": (stats.num_streaming_sessions, "Open streaming sessions"),
         "utilization": (stats.utilization, "Larger share of slots or KV pool in use"),
         "weight_memory_usage_gb": (stats.weight_bytes / GIB, "Weights on one device, GiB"),
         "kv_cache_memory_usage_gb": (stats.kv_cache_bytes / GIB, "KV pool on one device, GiB"),
@@ -131,8 +163,12 @@ def _labelled_counters(stats: EngineStats) -> dict[str, tuple[str, dict[str, flo
         ),
         "sglang:scheduler_stage_seconds": (
             "category",
-            {"schedule": stats.schedule_s_total, "process": stats.process_s_total},
-            "Time of the engine thread",
+            {
+                "get_next_batch_to_run": stats.schedule_s_total,
+                "process_batch_result": stats.process_s_total,
+                "idle": stats.idle_s_total,
+            },
+            "Time of the engine thread: planning, taking in results, without work",
         ),
         "sglang:process_cpu_seconds": (
             "component",

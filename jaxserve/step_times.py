@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from jaxserve.batch import Bucket, Mode
 
 _CAUTION = 2.0
+_TRANSFER_S = 2e-4  # who waits longer for tokens waits for the device, not for the transfer
 
 
 class StepTimes:
@@ -20,9 +21,27 @@ class StepTimes:
     def __init__(self, extend_tokens: Sequence[int], decode_rows: Sequence[int]) -> None:
         self._ladders = {Mode.EXTEND: extend_tokens, Mode.DECODE: decode_rows}
         self._seconds: dict[tuple[Mode, int], float] = {}
+        self._fetched_s = 0.0
+        self._is_exact = False
+
+    def finished(self, bucket: Bucket, launched_s: float, asked_s: float, fetched_s: float) -> None:
+        """Tokens of a step were fetched; call it for every step, in order.
+
+        Its time counts if both its ends are known: the device took it up when it was launched, or
+        when the step before ended; and that was when its tokens arrived, if somebody waited.
+
+        Args:
+            launched_s: when it was launched.
+            asked_s, fetched_s: when it was asked for its tokens, and when they were there.
+        """
+        is_first = launched_s >= self._fetched_s  # nothing else was on the device
+        is_exact = fetched_s - asked_s > _TRANSFER_S
+        if is_exact and (is_first or self._is_exact):
+            self.record(bucket, fetched_s - max(launched_s, self._fetched_s))
+        self._fetched_s, self._is_exact = fetched_s, is_exact
 
     def record(self, bucket: Bucket, seconds: float) -> None:
-        """A step took this long, with no other step on the device."""
+        """A step took this long."""
         key = (bucket.mode, bucket.num_tokens)
         self._seconds[key] = min(seconds, self._seconds.get(key, seconds))
 

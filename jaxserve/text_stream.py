@@ -144,11 +144,14 @@ class TextStream:
         if finish is None and not output.token_ids:  # a piece of a long prompt
             return
         text_ids = output.token_ids
-        if finish is not None and self._trims(finish, text_ids):
-            text_ids = text_ids[:-1]
+        is_token = finish is not None and _is_by_token(finish, text_ids)
+        if is_token and not self.request.sampling.no_stop_trim:
+            text_ids = text_ids[:-1]  # it is counted but not shown
         increment = self._detokenizer.push(text_ids, is_last=finish is not None)
         num_tokens = len(output.token_ids)
-        if increment.matched_stop is not None:
+        if increment.matched_stop is not None and not (
+            is_token and increment.num_tokens == num_tokens  # the token came first
+        ):
             if finish is None:
                 self._abort(self.request.rid)
             num_tokens = increment.num_tokens
@@ -170,15 +173,6 @@ class TextStream:
             self._hidden_states.clear()
         self._hidden_states.append(states)
 
-    def _trims(self, finish: FinishReason, token_ids: tuple[int, ...]) -> bool:
-        """A token that ended the sequence is counted but not shown."""
-        return (
-            finish.type == "stop"
-            and not self.request.sampling.no_stop_trim
-            and bool(token_ids)
-            and token_ids[-1] == finish.matched
-        )
-
     @property
     def _is_streaming(self) -> bool:
         return not self._wakes_at_end_only
@@ -195,6 +189,8 @@ class TextStream:
             self._first_token_s = now_s - self.request.arrival_s
             if self._metrics is not None:
                 self._metrics.first_token(self._first_token_s, is_streaming=self._is_streaming)
+                if self._queue_s is not None:  # None: a grammar forced it, before any step
+                    self._metrics.stage("prefill_forward", self._first_token_s - self._queue_s)
         elif self._metrics is not None:
             self._metrics.inter_token((now_s - self._last_token_s) / num_tokens)
         self._last_token_s = now_s
@@ -207,7 +203,11 @@ class TextStream:
 
     def _report(self, metrics: Metrics, finish: FinishReason) -> None:
         if finish.type == "abort":
-            metrics.request_aborted(completion_tokens=self._num_tokens)
+            metrics.request_aborted(
+                completion_tokens=self._num_tokens,
+                prompt_tokens=len(self.request.prompt_ids),
+                is_streaming=self._is_streaming,
+            )
             return
         decode_s = None
         if self._first_token_s is not None and self._last_token_s is not None:
@@ -249,3 +249,8 @@ class TextStream:
         self._hidden_states.clear()
         self._is_exhausted = self._finish is not None
         return chunk
+
+
+def _is_by_token(finish: FinishReason, token_ids: tuple[int, ...]) -> bool:
+    """The last token ended the sequence."""
+    return finish.type == "stop" and bool(token_ids) and token_ids[-1] == finish.matched

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from jaxserve.server.openai_types import CommonBody
 from jaxserve.server.openapi import CONTROL_TAG, TAGS, plain_path
 from jaxserve.server.route import Auth, Route, Status
 from jaxserve.server.routes import ROUTES
-from jaxserve.stats_metrics import ABSENT
+from jaxserve.stats_metrics import ALWAYS_ZERO, NOT_EMITTED
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("docs/api.md", "docs/operations.md")
@@ -214,15 +214,26 @@ def foreign() -> str:
 
 
 def metrics() -> str:
-    """Every metric and what it counts."""
+    """Every metric and what it counts; SGLang's that are always 0 or not there, and why."""
     rows: list[tuple[str, str]] = []
+    zeros = set(chain(*ALWAYS_ZERO.values()))
     for family in Metrics("m").registry.collect():
-        if family.name.partition(":")[2] in ABSENT:
+        if family.name.partition(":")[2] in zeros:
             continue
         name = f"{family.name}_total" if family.type == "counter" else family.name
         rows.append((f"`{name}`", f"{family.documentation} ({family.type})"))
-    zeros = ", ".join(f"`sglang:{name}`" for name in ABSENT)
-    return f"{table('metric | ', sorted(rows))}\n\nAlways 0, for SGLang's dashboards: {zeros}."
+    return "\n\n".join(
+        (
+            table("metric | ", sorted(rows)),
+            table("always 0, for SGLang's dashboards | because", _names(ALWAYS_ZERO)),
+            table("SGLang's, not emitted | because", _names(NOT_EMITTED)),
+        )
+    )
+
+
+def _names(reasons: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
+    for reason, names in reasons.items():
+        yield ", ".join(f"`sglang:{name}`" for name in names), reason
 
 
 def _flag(name: str) -> str:

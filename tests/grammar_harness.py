@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from jaxserve.constrained import CompiledGrammar, GrammarError, Matcher, Vocabulary, fill_masks
 
 SUITE = Path(__file__).parent / "constrained" / "suite"
-EOS, OTHER_EOS, BOS = 0, 1, 2
+EOS, OTHER_EOS, BOS, CALL = 0, 1, 2, 3
 SPECIAL = ("<eos>", "<eot>", "<bos>", "<call>")
 FREE_TOKENS = 40  # drawn freely before the walk makes for the end
 MAX_TOKENS = 4000
@@ -86,7 +86,7 @@ def _vocabulary(table: tuple[bytes, ...], rust: Tokenizer) -> Vocabulary:
 
 def allowed(matcher: Matcher, vocabulary: Vocabulary) -> np.ndarray:
     """The ids that may come next, ascending."""
-    masks = vocabulary.empty_masks(1)
+    masks = np.zeros((1, vocabulary.num_mask_words), np.uint32)
     fill_masks([matcher], masks)
     return np.flatnonzero(np.unpackbits(masks[0].view(np.uint8), bitorder="little"))
 

@@ -40,7 +40,6 @@ def garbage_tables(num_slots: int, vocab_size: int) -> SlotTables:
     return SlotTables(
         token_info=jnp.full((num_slots, vocab_size), 7 | slots.IN_PROMPT, jnp.int32),
         logit_bias=jnp.full((num_slots, vocab_size), 99.0, jnp.float32),
-        token_masks=jnp.full((num_slots, slots.num_mask_words(vocab_size)), 5, jnp.uint32),
         logprob_ids=jnp.full((num_slots, slots.MAX_LOGPROB_TOKEN_IDS), 3, jnp.int32),
     )
 

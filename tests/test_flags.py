@@ -52,6 +52,11 @@ def test_values_arrive_with_their_types() -> None:
     )
 
 
+def test_log_levels_come_in_any_case() -> None:
+    server = parse_flags(["--log-level", "WARNING", "--log-level-http", "Error"])[1]
+    assert (server.log_level, server.log_level_http) == ("warning", "error")
+
+
 def test_prefixes_match_as_in_sglang() -> None:
     assert parse_flags(["--max-run", "3"])[0].max_running_requests == 3
 
@@ -70,6 +75,18 @@ def test_prefixes_match_as_in_sglang() -> None:
         (["--page-size", "x"], "argument --page-size: invalid int value: 'x'"),
         (["--dtype", "int3"], "argument --dtype: invalid choice: 'int3'"),
         (["--log-level", "loud"], "argument --log-level: invalid choice: 'loud'"),
+        (
+            ["--enable-strict-thinking"],
+            "--enable-strict-thinking must know how the model marks its reasoning: give "
+            "--reasoning-parser a name, or auto",
+        ),
+        (
+            [
+                *("--enable-strict-thinking", "--reasoning-parser", "auto"),
+                *("--grammar-backend", "none"),
+            ],
+            "--enable-strict-thinking masks tokens: leave --grammar-backend none away",
+        ),
     ],
 )
 def test_mistakes_are_named(

@@ -61,6 +61,13 @@ class Launched:
         async with self.http.post("/generate", json=BODY) as response:
             return response.status, await response.json()
 
+    async def starts_to_generate(self, llm: FakeLLM) -> asyncio.Task[tuple[int, dict]]:
+        """``generate`` as a task whose request ``llm`` has taken."""
+        running = asyncio.create_task(self.generate())
+        while not llm.open:
+            await asyncio.sleep(0.01)
+        return running
+
     async def ready(self) -> None:
         while await self.status("/health") != 200:
             await asyncio.sleep(0.01)
@@ -106,9 +113,7 @@ async def test_sigterm_drains_what_runs(llm: FakeLLM) -> None:
         await server.ready()
         go = asyncio.Event()
         llm.wait = go.wait
-        running = asyncio.create_task(server.generate())
-        while not llm.open:
-            await asyncio.sleep(0.01)
+        running = await server.starts_to_generate(llm)
         os.kill(os.getpid(), signal.SIGTERM)
         while await server.status("/health") == 200:
             await asyncio.sleep(0.01)
@@ -132,9 +137,7 @@ async def test_a_drain_that_takes_too_long_aborts(
                 await asyncio.sleep(0.01)
 
         llm.wait = until_aborted
-        running = asyncio.create_task(server.generate())
-        while not llm.open:
-            await asyncio.sleep(0.01)
+        running = await server.starts_to_generate(llm)
         os.kill(os.getpid(), signal.SIGTERM)
         status, answer = await running
         assert status == 200
@@ -150,9 +153,7 @@ async def test_a_second_signal_ends_at_once(llm: FakeLLM, monkeypatch: pytest.Mo
         await server.ready()
         go = asyncio.Event()
         llm.wait = go.wait
-        running = asyncio.create_task(server.generate())
-        while not llm.open:
-            await asyncio.sleep(0.01)
+        running = await server.starts_to_generate(llm)
         os.kill(os.getpid(), signal.SIGTERM)
         while await server.status("/health") == 200:
             await asyncio.sleep(0.01)
@@ -191,6 +192,13 @@ async def test_a_port_in_use_is_told_before_the_model_is_loaded() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match="the port is in use; stop the program that uses it"):
             await launch.serve(EngineConfig(), ServerConfig(port=port), pytest.fail)
+
+
+async def test_strict_thinking_needs_a_model_that_thinks(llm: FakeLLM) -> None:
+    config = ServerConfig(port=0, reasoning_parser="auto", enable_strict_thinking=True)
+    with pytest.raises(ConfigError, match="the chat template tells --reasoning-parser auto of no"):
+        await launch.serve(EngineConfig(), config, lambda _: llm)
+    assert llm.has_shut_down
 
 
 async def test_an_address_of_another_machine_is_refused() -> None:

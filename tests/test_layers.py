@@ -34,13 +34,14 @@ ALLOWED: dict[str, set[str]] = {
         "request", "errors", "native_fields", "native_prompts", "sampling_dict",
     },
     "native_format": {"request"},
+    "beam_search": set(),
     "parsers": {"errors"},
     # siblings: they never import each other
     "scheduler": {"request", "batch", "config", "errors"},
     "text": {"request", "errors", "gguf_header"},
     "constrained": {"request", "errors"},
     "models": {"model_config", "shard_plan", "errors", "pallas_kernels"},
-    "weights": {"model_config", "shard_plan", "errors", "models", "gguf_header"},
+    "weights": {"config", "model_config", "shard_plan", "errors", "models", "gguf_header"},
     "executor": {
         "batch", "config", "model_config", "shard_plan", "errors", "models", "weights",
     },
@@ -86,7 +87,7 @@ ALLOWED: dict[str, set[str]] = {
     # The server knows LLM only as a Protocol of its own: the port answers before jax is loaded.
     "server": {
         "parsers", "request", "config", "errors", "metrics", "sampling_dict", "native_format",
-        "native_fields", "native_prompts", "native_request",
+        "native_fields", "native_prompts", "native_request", "beam_search",
     },
     "flag_values": {"errors", "sampling_dict"},
     "foreign_flags": set(),
@@ -107,7 +108,7 @@ FORBIDDEN_THIRD_PARTY: dict[str, set[str]] = {
     ),
     **dict.fromkeys(
         ("request", "batch", "engine_stats", "histogram", "stats_metrics", "metrics", "scheduler",
-         "text", "server", "llm", "engine", "sampling_dict",
+         "text", "server", "llm", "engine", "sampling_dict", "beam_search",
          "native_format", "utils", "xla_flags"),
         {"jax", "flax"},
     ),
@@ -127,10 +128,10 @@ ORDER: dict[str, tuple[str, ...]] = {
     "executor": (
         "device", "bounds", "blocks", "truncation", "logprobs", "sharding", "warmup", "slots",
         "sampling", "sampler", "embeds", "kv_pool", "kernel_check", "attention_backend", "packing",
-        "step", "prompt_logprobs", "hidden_states", "profiler", "runner",
+        "step", "late_sampler", "prompt_logprobs", "hidden_states", "profiler", "runner",
     ),
     "constrained": (
-        "workers", "vocabulary", "matcher", "problems", "schema_rules",
+        "workers", "vocabulary", "thought", "matcher", "problems", "schema_rules",
         "schema_closing", "schema", "ebnf_parser",
         "ebnf", "structural_tag", "sources", "guard", "trial", "compiler",
     ),
@@ -143,8 +144,8 @@ ORDER: dict[str, tuple[str, ...]] = {
              "detokenizer"),
     "server": (
         "tls", "service", "http_errors", "limits", "json_body", "request_log", "state", "sse",
-        "streams", "native_types", "native", "session_endpoints", "output_grammar",
-        "openai_types", "chat_messages", "chat_types", "chat_delta", "chat_tools",
+        "streams", "native_types", "thoughts", "beams", "native", "session_endpoints",
+        "output_grammar", "openai_types", "chat_messages", "chat_types", "chat_delta", "chat_tools",
         "chat_reasoning", "chat_reader", "chat_turn", "openai_answers", "openai_format",
         "openai_models", "openai_completions", "openai_chat", "score", "text_endpoints", "admin",
         "blocks", "foreign_bodies", "foreign_answers", "responses_types", "responses_items",

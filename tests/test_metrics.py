@@ -2,50 +2,17 @@
 
 import re
 import threading
+from itertools import chain
 
 import pytest
+from sglang_metrics import KINDS, emitted
 
 from jaxserve.histogram import Series
-from jaxserve.metrics import RANK_LABELS, EngineStats, MetricBuckets, Metrics
+from jaxserve.metrics import RANK_LABELS, STAGES, STREAMING, EngineStats, MetricBuckets, Metrics
+from jaxserve.stats_metrics import ALWAYS_ZERO, NOT_EMITTED
 
-# What SGLang's own test of its metrics looks for.
-REQUIRED = [
-    "num_running_reqs",
-    "num_used_tokens",
-    "token_usage",
-    "gen_throughput",
-    "num_queue_reqs",
-    "num_grammar_queue_reqs",
-    "cache_hit_rate",
-    "spec_accept_length",
-    "prompt_tokens_total",
-    "generation_tokens_total",
-    "cached_tokens_total",
-    "num_requests_total",
-    "time_to_first_token_seconds",
-    "inter_token_latency_seconds",
-    "e2e_request_latency_seconds",
-    "http_requests_active",
-    "routing_keys_active",
-    "num_unique_running_routing_keys",
-    "routing_key_running_req_count",
-    "routing_key_all_req_count",
-    "weight_memory_usage_gb",
-    "kv_cache_memory_usage_gb",
-    "graph_memory_usage_gb",
-    "startup_available_gpu_memory_gb",
-    "startup_time_seconds",
-    "startup_cuda_graph_time_seconds",
-    "scheduler_idle_seconds_total",
-    "scheduler_process_cpu_seconds_total",
-    "scheduler_stage_seconds_total",
-    "prefill_queue_depth",
-    "decode_queue_depth",
-    "num_prefill_inflight_reqs",
-    "realtime_tokens_total",
-    "forward_execution_seconds_total",
-    "process_cpu_seconds_total",
-]
+# SGLang 0.5 has them under other names or not at all; its older dashboards read the first.
+ALSO_EMITTED = {"max_running_requests"}
 
 
 @pytest.fixture
@@ -64,7 +31,7 @@ def value(metrics: Metrics, name: str, ranks: bool = True, **labels: str) -> flo
 
 
 def test_a_request_is_counted(metrics: Metrics) -> None:
-    metrics.request_started(7, has_grammar=True)
+    metrics.request_started(0.0015, has_grammar=True)
     metrics.queued(0.02)
     metrics.first_token(0.3)
     metrics.first_token(0.3, is_streaming=True)
@@ -72,13 +39,12 @@ def test_a_request_is_counted(metrics: Metrics) -> None:
     metrics.request_finished(
         e2e_s=1.5, prompt_tokens=7, completion_tokens=2, cached_tokens=4, decode_s=0.07
     )
-    metrics.request_started(3)
-    metrics.request_aborted(completion_tokens=1)
+    metrics.request_started(0.02)
+    metrics.request_aborted(completion_tokens=1, prompt_tokens=3, is_streaming=True)
     metrics.grammar_compiled(0.4)
     expected = {
-        "prompt_tokens_total": 10, "generation_tokens_total": 3, "num_requests_total": 1,
         "num_so_requests_total": 1, "num_aborted_requests_total": 1,
-        "queue_time_seconds_sum": 0.02, "request_time_per_output_token_seconds_sum": 0.07,
+        "queue_time_seconds_sum": 0.02,
         "prompt_tokens_histogram_sum": 7, "uncached_prompt_tokens_histogram_sum": 3,
         "generation_tokens_histogram_sum": 2, "grammar_compilation_time_seconds_count": 1,
     }  # fmt: skip
@@ -86,14 +52,21 @@ def test_a_request_is_counted(metrics: Metrics) -> None:
         assert value(metrics, f"sglang:{name}") == number
     assert value(metrics, "sglang:cached_tokens_total", cache_source="device") == 4
     ttft = "sglang:time_to_first_token_seconds_bucket"
-    for streaming in ("false", "true"):
+    for streaming in STREAMING:
         assert value(metrics, ttft, le="0.2", is_streaming=streaming) == 0
         assert value(metrics, ttft, le="0.4", is_streaming=streaming) == 1
         assert value(metrics, ttft, le="+Inf", is_streaming=streaming) == 1
     assert value(metrics, "sglang:inter_token_latency_seconds_bucket", le="0.004") == 1
-    e2e = "sglang:e2e_request_latency_seconds_sum"
-    assert value(metrics, e2e, is_streaming="false") == 1.5
-    assert value(metrics, e2e, is_streaming="true") == 0
+    by_streaming = {  # of whole answers, of streams
+        "prompt_tokens_total": (7, 3), "generation_tokens_total": (2, 1),
+        "num_requests_total": (1, 0), "e2e_request_latency_seconds_sum": (1.5, 0),
+        "request_time_per_output_token_seconds_sum": (0.07, 0),
+    }  # fmt: skip
+    for name, numbers in by_streaming.items():
+        found = [value(metrics, f"sglang:{name}", is_streaming=each) for each in STREAMING]
+        assert tuple(found) == numbers
+    stage = "sglang:per_stage_req_latency_seconds_count"
+    assert value(metrics, stage, stage="request_process") == 2
 
 
 def test_gauges_show_the_last_step(metrics: Metrics) -> None:
@@ -121,6 +94,7 @@ def test_gauges_show_the_last_step(metrics: Metrics) -> None:
     assert value(metrics, "sglang:realtime_tokens_total", mode="decode") == 50
     seconds = "sglang:forward_execution_seconds_total"
     assert value(metrics, seconds, category="extend") == 2.5
+    assert value(metrics, "sglang:scheduler_stage_seconds_total", category="idle") == 9.5
     padding = "jaxserve:bucket_padding_slots_total"
     assert value(metrics, padding, mode="extend") == 28
     assert value(metrics, padding, mode="decode") == 14
@@ -151,11 +125,49 @@ def test_start_up_and_http(metrics: Metrics) -> None:
     assert value(metrics, "sglang:startup_time_seconds", phase="warmup") == 0.5
 
 
-def test_all_that_sglangs_test_looks_for_is_there(metrics: Metrics) -> None:
+def test_every_metric_of_sglang_is_there_or_has_a_reason_not_to_be(metrics: Metrics) -> None:
     metrics.compiled(1, 1.0)
     metrics.started(1.0)
+    metrics.http_started("/generate", "POST")
+    metrics.http_finished("/generate", "POST", 200)
+    metrics.http_handled("generate", 1.0)
+    found = emitted(metrics.render().decode())
+    missing = set(chain(*NOT_EMITTED.values()))
+    for kind, names in KINDS.items():
+        assert found[kind] - ALSO_EMITTED == set(names) - missing, kind
+    assert missing <= set(chain(*KINDS.values())), "a reason for what SGLang does not have"
+
+
+def test_what_is_always_zero_says_why(metrics: Metrics) -> None:
     text = metrics.render().decode()
-    assert [name for name in REQUIRED if f"\nsglang:{name}" not in text] == []
+    for reason, names in ALWAYS_ZERO.items():
+        for name in names:
+            assert f"# HELP sglang:{name} Always 0: {reason}\n" in text
+            assert value(metrics, f"sglang:{name}") == 0
+
+
+def test_stages_evictions_and_handlers_are_timed(metrics: Metrics) -> None:
+    metrics.stage("request_process", 0.0015)
+    metrics.stage("chunked_prefill", 3.0)
+    metrics.evicted(0.0025)
+    metrics.http_handled("generate", 0.07)
+    metrics.http_handled("generate", 0.01)
+    metrics.http_handled("flush_cache", 60.0)
+    stage = "sglang:per_stage_req_latency_seconds"
+    first = {"le": "0.001", "stage": "request_process"}
+    assert value(metrics, f"{stage}_bucket", **first) == 0
+    assert value(metrics, f"{stage}_bucket", **first | {"le": "0.0016200000000000001"}) == 1
+    counts = [value(metrics, f"{stage}_count", stage=name) for name in STAGES]
+    assert dict(zip(STAGES, counts, strict=True)) == {
+        "request_process": 1, "prefill_forward": 0, "chunked_prefill": 1,
+    }  # fmt: skip
+    eviction = "sglang:eviction_duration_seconds_bucket"
+    assert [value(metrics, eviction, le=le) for le in ("0.002", "0.003")] == [0, 1]
+    text = metrics.render().decode()
+    function = "sglang:func_latency_seconds"  # SGLang's has no other label
+    assert f'{function}_bucket{{le="0.05",name="generate"}} 1.0' in text
+    assert f'{function}_count{{name="generate"}} 2.0' in text
+    assert f'{function}_bucket{{le="+Inf",name="flush_cache"}} 1.0' in text
 
 
 def test_labels_and_buckets_can_be_set() -> None:
@@ -173,8 +185,8 @@ def test_labels_and_buckets_can_be_set() -> None:
 
 
 def test_two_servers_in_one_process_do_not_share_counters(metrics: Metrics) -> None:
-    Metrics("pet").request_started(5)
-    assert value(metrics, "sglang:prompt_tokens_total") == 0
+    Metrics("pet").request_aborted(prompt_tokens=5)
+    assert value(metrics, "sglang:prompt_tokens_total", is_streaming="false") == 0
 
 
 def test_no_observation_of_a_thread_is_lost() -> None:

@@ -62,7 +62,7 @@ def test_info(load: Callable[..., ModelParts], checkpoint: Path) -> None:
     assert info.max_req_input_len == 99
     assert (info.model_type, info.architectures) == ("llama", ("LlamaForCausalLM",))
     assert (info.load_format, info.weight_version) == ("dummy", "v2")
-    assert info.has_chat_template and info.is_generation
+    assert info.chat_template is not None and info.is_generation
     assert info.served_model_name == "name"
     assert info.generation_defaults == {}
     assert parts.config.context_length == 100

@@ -127,8 +127,9 @@ def test_reasoning_tokens_count_to_the_end_of_the_reasoning() -> None:
     for done, ids in enumerate(((1, 3), (3,), (4, 7), (3, 4)), start=1):
         state.add(chunk("a", *ids, done=done))
     assert meta_of(state)["reasoning_tokens"] == 4
-    for start_id, count in ((None, 3), (1, 3), (2, 0)):
-        endless = state_of(reasoning=ReasoningSpan((9,), start_id))
+    counts = {(): 3, (1,): 3, (2,): 0, (1, 3): 0, (1, 2): 3, (1, 2, 5): 0}
+    for start_ids, count in counts.items():
+        endless = state_of(reasoning=ReasoningSpan((9,), start_ids))
         endless.add(chunk("a", 1, 2, done=2))
         endless.add(chunk("a", 2, done=3))
         assert meta_of(endless)["reasoning_tokens"] == count

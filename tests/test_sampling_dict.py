@@ -148,15 +148,15 @@ def test_at_most_32_stop_strings() -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("given", "why"),
     [
-        {"beam_width": 2},
-        {"custom_params": {"a": 1}},
+        ({"beam_width": 2}, "above 1 is for /generate only; leave it out"),
+        ({"custom_params": {"a": 1}}, "is not supported by this server; leave it out"),
     ],
 )
-def test_what_is_not_built_is_named(given: dict[str, Any]) -> None:
+def test_what_is_not_built_is_named(given: dict[str, Any], why: str) -> None:
     (name,) = given
-    with pytest.raises(UnsupportedFeatureError, match=rf"sampling_params\.{name} is not supported"):
+    with pytest.raises(UnsupportedFeatureError, match=rf"sampling_params\.{name} {why}"):
         sampling_params_from_dict(given)
 
 

@@ -26,10 +26,10 @@ class Turn:
 class Conversation:
     """A store with one session, spoken to by whole turns."""
 
-    def __init__(self, capacity: int = 100) -> None:
+    def __init__(self, capacity: int = 100, *, is_streaming: bool = False) -> None:
         self.now_s = 0.0
         self.store = SessionStore(lambda: self.now_s)
-        self.id = self.store.open(capacity)
+        self.id = self.store.open(capacity, is_streaming=is_streaming)
 
     def start(
         self, rid: str, ids: list[int], after: str | None = None, **params: object
@@ -41,9 +41,9 @@ class Conversation:
         self.store.add(continuation, [turn])
         return prompt_ids, turn
 
-    def end(self, turn: Turn, output: list[int]) -> None:
+    def end(self, turn: Turn, output: list[int], *, is_aborted: bool = False) -> None:
         turn.output_ids = output
-        turn.finish = FinishReason("length")
+        turn.finish = FinishReason("abort" if is_aborted else "length")
         self.store.ended(turn)
 
     def say(
@@ -217,3 +217,74 @@ def test_samples_of_one_prompt_are_requests_of_their_own() -> None:
     talk.end(turns[0], [6])
     talk.end(turns[1], [7])
     assert talk.say("b", [8], [], "a_1") == [5, 7, 8]
+
+
+def test_a_rid_that_is_used_again_means_the_newer_request(talk: Conversation) -> None:
+    talk.say("b", [20], [21])
+    assert talk.say("c", [22], [], "b") == [20, 21, 22]
+    talk.store.close(talk.id)
+    assert talk.store.num_tokens == 0
+
+
+# --- streaming sessions ---
+
+
+@pytest.fixture
+def line() -> Conversation:
+    """a: prompt 1 5, output 6 7.  b goes on from it: 8, output 9."""
+    line = Conversation(is_streaming=True)
+    line.say("a", [BOS, 5], [6, 7])
+    assert line.say("b", [BOS, 8], [9]) == [BOS, 5, 6, 7, 8]
+    return line
+
+
+def test_a_streaming_session_goes_on_from_its_last_request(line: Conversation) -> None:
+    assert line.say("c", [10], [11]) == [BOS, 5, 6, 7, 8, 9, 10]
+    assert line.say("d", [12], [], "c") == [BOS, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert line.say("c", [13], []) == [BOS, 5, 6, 7, 8, 9, 10, 11, 12, 13]
+    _, turn = line.start("c", [14])
+    line.end(turn, [15], is_aborted=True)
+    assert line.say("c", [16], []) == [BOS, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16]
+    assert line.store.num_streaming == 1
+    line.store.open(5)
+    assert (line.store.num_streaming, line.store.num_open) == (1, 2)
+    line.store.close(line.id)
+    assert (line.store.num_streaming, line.store.num_tokens) == (0, 0)
+
+
+def test_an_aborted_request_of_a_streaming_session_has_never_been(line: Conversation) -> None:
+    held = line.store.num_tokens
+    _, turn = line.start("c", [10])
+    line.end(turn, [11], is_aborted=True)
+    assert line.store.num_tokens == held
+    assert line.say("d", [12], []) == [BOS, 5, 6, 7, 8, 9, 12]
+    fresh = Conversation(is_streaming=True)
+    _, turn = fresh.start("a", [5])
+    fresh.end(turn, [6], is_aborted=True)
+    assert fresh.say("a", [7], [], None) == [7]
+
+
+@pytest.mark.parametrize(
+    ("after", "params", "message"),
+    [
+        (None, {"replace": True}, "Streaming sessions do not support replace. They only grow"),
+        (None, {"drop_previous_output": True}, "do not support drop_previous_output. They only"),
+        (None, {"offset": 1}, "Streaming sessions do not support offset. They only grow at their"),
+        ("a", {}, "go on from their last request, which is 'b'; session_params.rid was 'a'. Leave"),
+    ],
+)
+def test_a_streaming_session_only_grows(
+    line: Conversation, after: str | None, params: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        line.start("c", [10], after, **params)
+    assert line.say("c", [10], [], offset=0) == [BOS, 5, 6, 7, 8, 9, 10]
+
+
+def test_a_streaming_session_runs_one_request_at_a_time(line: Conversation) -> None:
+    _, turn = line.start("c", [10])
+    with pytest.raises(InvalidRequestError, match="Streaming session already has an active requ"):
+        line.start("d", [11])
+    line.end(turn, [])
+    with pytest.raises(InvalidRequestError, match="Streaming sessions do not support n above 1"):
+        line.store.continued(SessionParams(id=line.id), [1], BOS, 2)

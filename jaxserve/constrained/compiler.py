@@ -16,7 +16,7 @@ from jaxserve.constrained.sources import JsonStyle
 from jaxserve.constrained.vocabulary import Vocabulary
 from jaxserve.constrained.workers import Workers
 from jaxserve.errors import InvalidRequestError
-from jaxserve.request import Grammar, GrammarKind
+from jaxserve.request import Grammar, GrammarKind, Thought
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,9 @@ class CompiledGrammar:
     _start: LLMatcher
     _vocabulary: Vocabulary
 
-    def new_matcher(
-        self, starts_after: tuple[int, ...] = (), starts_with: int | None = None
-    ) -> Matcher:
-        """A matcher at the start of the grammar; see ``Matcher`` for the two arguments."""
-        return Matcher(self._start.deep_copy(), self._vocabulary, starts_after, starts_with)
+    def new_matcher(self, thought: Thought | None = None) -> Matcher:
+        """A matcher at the start of the grammar, or of the reasoning before it."""
+        return Matcher(self._start.deep_copy(), self._vocabulary, thought)
 
 
 # Compiled grammars of these together take about half a gigabyte at the very most.
@@ -117,6 +115,10 @@ class GrammarCompiler:
             f"Grammar preprocessing timed out: the {grammar.kind} was not compiled within "
             f"{self._timeout_s:g} s; simplify it, or raise --grammar-timeout-s"
         )
+
+    def thought_matcher(self, thought: Thought | None) -> Matcher:
+        """A matcher of reasoning alone: after it anything may be generated."""
+        return Matcher(None, self._vocabulary, thought)
 
     def stats(self) -> GrammarStats:
         """What has been compiled so far."""

@@ -2,7 +2,8 @@
 
 llguidance overflows its stack on long chains of definitions, which ends the process, and a few
 schemas keep it busy for ever; neither can be caught from inside.  So every grammar is first
-compiled here, with a deadline, and only what passed is compiled again by the server.
+compiled here, with a deadline, and only what passed is compiled again by the server: a compiled
+grammar is an object of llguidance in the memory of its process, and cannot be sent to another.
 """
 
 import contextlib

@@ -1,12 +1,11 @@
 """The token table that grammars are matched against."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
-import numpy as np
 from llguidance import LLExecutor, LLTokenizer, TokenizerWrapper
 
 BITS_PER_WORD = 32
@@ -73,13 +72,41 @@ class Vocabulary:
         texts = {i: self.token_bytes[i].decode(errors="replace") for i in special}
         return {text: i for i, text in sorted(texts.items(), reverse=True) if text}
 
+    def text(self, token_ids: Sequence[int]) -> bytes:
+        """What tokens spell; nothing for an id that is beyond the table."""
+        table = self.token_bytes
+        return b"".join(table[i] for i in token_ids if i < len(table))
+
+    def running_over(self, mark: bytes) -> Mapping[int, tuple[int, ...]]:
+        """The tokens that end ``mark`` and go on with more than white space.
+
+        Returns:
+            By how many bytes of the mark there are already, 1 to ``len(mark) - 1``.
+        """
+        found = self._running_over.get(mark)
+        if found is None:
+            found = self._running_over[mark] = self._find_running_over(mark)
+        return found
+
+    @cached_property
+    def _running_over(self) -> dict[bytes, Mapping[int, tuple[int, ...]]]:
+        return {}
+
+    def _find_running_over(self, mark: bytes) -> Mapping[int, tuple[int, ...]]:
+        tails = {mark[start:]: start for start in range(1, len(mark))}
+        candidates = tuple(tails)
+        found: dict[int, list[int]] = {}
+        for token_id, text in enumerate(self.token_bytes):
+            if not text.startswith(candidates):
+                continue
+            for tail, start in tails.items():
+                if text.startswith(tail) and text[len(tail) :].strip():
+                    found.setdefault(start, []).append(token_id)
+        return {start: tuple(token_ids) for start, token_ids in found.items()}
+
     def without_encoder(self) -> "Vocabulary":
         """The same for another process; text is cut into the longest tokens."""
         return replace(self, encode=_no_tokens)
-
-    def empty_masks(self, num_rows: int) -> np.ndarray:
-        """u32[num_rows, num_mask_words] in which every token is allowed."""
-        return np.full((num_rows, self.num_mask_words), 0xFFFFFFFF, np.uint32)
 
 
 def _no_tokens(text: str) -> list[int]:

@@ -72,7 +72,7 @@ def choose_backend(asked: str, device: DeviceInfo, shapes: KernelShapes) -> Atte
     """
     if asked not in (PALLAS, "auto"):
         return AttentionBackend(asked, "asked for")
-    if device.platform != "cuda" or device.compute_capability != HOPPER:
+    if not device.is_hopper:
         what = device.compute_capability and f" of compute capability {device.compute_capability}"
         problem: str | None = (
             f"the kernels are for NVIDIA Hopper GPUs (compute capability {HOPPER}), and this is "

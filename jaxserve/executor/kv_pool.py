@@ -14,12 +14,7 @@ import jax.numpy as jnp
 from jaxserve.config import GIB, EngineConfig
 from jaxserve.errors import ConfigError
 from jaxserve.executor.sharding import POOL_AXES, Placement
-from jaxserve.executor.slots import (
-    MAX_LOGPROB_TOKEN_IDS,
-    SlotTables,
-    num_mask_words,
-    slot_bytes,
-)
+from jaxserve.executor.slots import MAX_LOGPROB_TOKEN_IDS, SlotTables, slot_bytes
 from jaxserve.model_config import ModelConfig
 from jaxserve.models import BF16_BITS, KVPool
 from jaxserve.shard_plan import plan_shards
@@ -148,14 +143,12 @@ def state_specs(
     shape = (num_pages, placement.plan.num_kv_heads, page_size, model.head_dim)
     pool = struct(shape, dtype, POOL_AXES)
     table = (num_slots, model.vocab_size)
-    masks = (num_slots, num_mask_words(model.vocab_size))
     return DeviceState(
         kv=KVPool(k=(pool,) * model.num_layers, v=(pool,) * model.num_layers),
         last_tokens=struct((num_slots,), jnp.int32),
         slots=SlotTables(
             token_info=struct(table, jnp.int32),
             logit_bias=struct(table, jnp.float32),
-            token_masks=struct(masks, jnp.uint32),
             logprob_ids=struct((num_slots, MAX_LOGPROB_TOKEN_IDS), jnp.int32),
         ),
     )

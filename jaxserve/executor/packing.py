@@ -50,11 +50,11 @@ def packed_len(bucket: Bucket) -> int:
     return sum(_size(shape(bucket)) for shape in shapes)
 
 
-def pack(inputs: StepInputs, masked_rows: np.ndarray | None = None) -> np.ndarray:
+def pack(inputs: StepInputs) -> np.ndarray:
     """``i32[packed_len]``, a new array each time: the device may go on reading the last one."""
     bucket = inputs.bucket
     # in order of _INPUT_SHAPES: getattr by a computed name costs more than the copy
-    sampling = pack_sampling(inputs.sampling, masked_rows)
+    sampling = pack_sampling(inputs.sampling)
     parts = [
         inputs.token_ids if bucket.mode is Mode.EXTEND else inputs.token_ids[:0],
         inputs.positions,

@@ -1,7 +1,7 @@
 """The device side of a step: one jitted call, launched without waiting, fetched later."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -15,13 +15,14 @@ from jaxserve.executor.bounds import PageBounds, check_masks
 from jaxserve.executor.embeds import EmbedWriter, buffer_shape
 from jaxserve.executor.hidden_states import HiddenRows, select
 from jaxserve.executor.kv_pool import DeviceState, kv_dtype, make_state, state_specs
+from jaxserve.executor.late_sampler import LateSampler
 from jaxserve.executor.logprobs import Logprobs
 from jaxserve.executor.packing import pack, packed_len
 from jaxserve.executor.prompt_logprobs import PromptScorer, empty_block, join_blocks
 from jaxserve.executor.sampler import Sampled
 from jaxserve.executor.sharding import Placement
 from jaxserve.executor.slots import SlotWriter
-from jaxserve.executor.step import trace_step
+from jaxserve.executor.step import StepOutput, trace_step
 from jaxserve.executor.warmup import CompileCounter, compile_all
 from jaxserve.model_config import ModelConfig
 from jaxserve.models import Model, build_model
@@ -35,6 +36,7 @@ class PendingStep:
     sampled: Sampled
     wants_logprobs: bool
     prompt: tuple[Logprobs, ...] = ()  # of its prompt blocks
+    logits: jax.Array | None = None  # f32[B, V], for rows that are not sampled yet
     hidden: HiddenRows | None = None
 
     def fetch(self) -> StepResult:
@@ -85,10 +87,13 @@ class ModelRunner:
         self._steps: Mapping[Bucket, Any] = compile_all(
             buckets, self.lower_step, num_threads=num_compile_threads, what="buckets"
         )
-        self._writer = SlotWriter(
-            state.slots,
+        outputs = [step.out_info[1] for step in self._steps.values()]  # StepOutput of structs
+        self._writer = SlotWriter(state.slots, placement)
+        self._late = LateSampler(
+            [output.logits for output in outputs],
+            [output.sampled for output in outputs],
+            state,
             placement,
-            max_masks=max((bucket.num_rows for bucket in buckets), default=1),
             num_threads=num_compile_threads,
         )
         self._embeds = None if state.embeds is None else EmbedWriter(state.embeds, placement)
@@ -97,7 +102,7 @@ class ModelRunner:
             placement,
             leaves,
             state.slots.logprob_ids,
-            [self._steps[bucket].out_info[2] for bucket in _extends(buckets)],
+            [self._steps[each].out_info[1].hidden for each in buckets if each.mode is Mode.EXTEND],
             num_threads=num_compile_threads,
         )
         self.compile_s = time.monotonic() - started
@@ -109,37 +114,53 @@ class ModelRunner:
         """Number of executables."""
         return len(self._steps)
 
-    def launch(self, inputs: StepInputs, masks: TokenMasks | None = None) -> PendingStep:
+    def launch(self, inputs: StepInputs, deferred: Sequence[int] = ()) -> PendingStep:
         """Enqueue one step and return at once; steps execute in the order of the calls.
 
         Args:
             inputs: the step.
-            masks: what some of its rows may sample.  The arrays are copied: the caller may write
-                to them again after the call.
+            deferred: rows that ``sample`` will sample, or nobody.
 
         Raises:
-            ValueError: a page id outside the pool, which no device would notice, or masks that
-                do not fit the step.
+            ValueError: a page id outside the pool, which no device would notice.
         """
         self._bounds.check(inputs)
-        if masks is not None:
-            check_masks(masks, inputs, self._state.slots.token_info.shape[1])
-        if masks is not None or inputs.slot_inits:
-            slots = self._writer.write(self._state.slots, inputs, masks)
+        if inputs.slot_inits:
+            slots = self._writer.write(self._state.slots, inputs.slot_inits)
             self._state = replace(self._state, slots=slots)
         if inputs.embeds:
             assert self._embeds is not None and self._state.embeds is not None
             written = self._embeds.write(self._state.embeds, inputs.embeds)
             self._state = replace(self._state, embeds=written)
-        packed = pack(inputs, None if masks is None else masks.rows)
-        sampled, hidden = self._run(inputs.bucket, packed)
+        early = inputs.without(list(deferred)) if deferred else inputs
+        output = self._run(inputs.bucket, pack(early))
         sampling = inputs.sampling
         return PendingStep(
-            sampled,
+            output.sampled,
             bool((sampling.wants_logprobs & sampling.samples).any()),
-            self._score(hidden, inputs.prompt_blocks),
-            self._hidden_rows(hidden, inputs),
+            self._score(output.hidden, inputs.prompt_blocks),
+            output.logits if deferred else None,
+            self._hidden_rows(output.hidden, inputs),
         )
+
+    def sample(self, step: PendingStep, inputs: StepInputs, masks: TokenMasks) -> PendingStep:
+        """Enqueue the sampling of deferred rows of the step launched last; call it once.
+
+        Args:
+            step: what ``launch`` made of ``inputs``.
+            masks: the rows, and what each may sample.  The arrays are copied: the caller may
+                write to them again after the call.
+
+        Raises:
+            ValueError: masks that do not fit the step.
+        """
+        assert step.logits is not None, "no row of this step is deferred"
+        check_masks(masks, inputs, self._state.slots.token_info.shape[1])
+        last_tokens, slots, sampled = self._late.launch(
+            step.logits, step.sampled, self._state, inputs, masks
+        )
+        self._state = replace(self._state, last_tokens=last_tokens, slots=slots)
+        return replace(step, sampled=sampled, logits=None)
 
     def close(self) -> None:
         """Let go of what outlives the runner.  Call it once, after the last step."""
@@ -161,10 +182,10 @@ class ModelRunner:
         )
         return traced.lower(lowering_platforms=platforms)
 
-    def _run(self, bucket: Bucket, packed: np.ndarray) -> tuple[Sampled, jax.Array | None]:
-        step = self._steps[bucket]
-        self._state, sampled, hidden = step(self._leaves, self._state, packed)
-        return sampled, hidden
+    def _run(self, bucket: Bucket, packed: np.ndarray) -> StepOutput:
+        output: StepOutput
+        self._state, output = self._steps[bucket](self._leaves, self._state, packed)
+        return output
 
     def _score(
         self, hidden: jax.Array | None, blocks: tuple[PromptBlock, ...]
@@ -185,17 +206,13 @@ class ModelRunner:
         """Run the smallest step of each mode on padding: a program that cannot run fails here."""
         smallest = {bucket.mode: bucket for bucket in sorted(self._steps, key=_cost, reverse=True)}
         for bucket in smallest.values():
-            sampled, hidden = self._run(bucket, np.zeros(packed_len(bucket), np.int32))
+            output = self._run(bucket, np.zeros(packed_len(bucket), np.int32))
             blocks = (empty_block(),) if bucket.mode is Mode.EXTEND else ()
-            jax.block_until_ready((sampled, self._score(hidden, blocks)))
+            jax.block_until_ready((output, self._score(output.hidden, blocks)))
 
 
 def _cost(bucket: Bucket) -> int:
     return bucket.num_tokens * bucket.pages_per_row
-
-
-def _extends(buckets: Iterable[Bucket]) -> list[Bucket]:
-    return [bucket for bucket in buckets if bucket.mode is Mode.EXTEND]
 
 
 def make_model(config: EngineConfig, model_config: ModelConfig, platform: str) -> Model:

@@ -10,7 +10,7 @@ temperature; then top_k, top_p and min_p (``truncation``); then one draw.
   before truncation (SGLang's default); temperature 0 counts as 1.
 - NaN logits count as -inf and +inf as the largest float, so that every id is in range.
 - **A token mask always holds**: what it leaves is chosen whatever the logits are, and where it
-  leaves only stop ids, ``min_len`` gives way.
+  leaves only stop ids, ``min_len`` gives way.  Only rows that are sampled late have masks.
 
 Every feature is behind a conditional on a scalar that the host computes: a step in which no
 row uses it does not pay for it, and none of them changes the shape of the program.  There is no
@@ -30,8 +30,9 @@ from jax import Array, lax
 from jaxserve.executor import blocks, truncation
 from jaxserve.executor.logprobs import Logprobs, logprobs, no_logprobs
 from jaxserve.executor.sampling import GREEDY_TEMPERATURE, PackedSampling, Sampling
-from jaxserve.executor.slots import COUNT_MASK, IN_PROMPT, IS_STOP, MASK_BITS, SlotTables
+from jaxserve.executor.slots import COUNT_MASK, IN_PROMPT, IS_STOP, SlotTables
 
+MASK_BITS = 32  # of a word of a token mask
 _MAX_TEMPERATURE = 1e30  # uniform for any logits a model has
 _F32_MAX = float(np.finfo(np.float32).max)
 
@@ -46,7 +47,12 @@ class Sampled:
 
 
 def sample(
-    logits: Array, packed: PackedSampling, slots: SlotTables, row_slots: Array, kv_lens: Array
+    logits: Array,
+    packed: PackedSampling,
+    slots: SlotTables,
+    row_slots: Array,
+    kv_lens: Array,
+    masks: Array | None = None,
 ) -> Sampled:
     """Samples one token per row.
 
@@ -56,6 +62,7 @@ def sample(
         slots: what the slots hold; read only.
         row_slots: i32[B]; padding rows point at slot 0.
         kv_lens: i32[B]; tokens before the one being sampled, so also its position.
+        masks: u32[B, M]; bit t % 32 of word t // 32: token t is allowed.
 
     Returns:
         ``Sampled``; the id of a row that does not sample means nothing but is in range.
@@ -66,31 +73,27 @@ def sample(
         return Sampled(token_ids, no_logprobs(len(token_ids), num_named))
 
     def full() -> Sampled:
-        # One conditional of four branches: each copies the logits, as a second one would again.
-        changes = (lambda: without_nan(logits), adjust, mask, lambda: mask(*adjusted_and_stops()))
-        return _choose(lax.switch(packed.change, changes), packed, kv_lens, named_ids)
+        # One conditional: each copies the logits.
+        changed = lax.cond(packed.any_adjusted, adjusted, unadjusted)
+        return _choose(changed, packed, kv_lens, named_ids)
 
-    def adjusted_and_stops() -> tuple[Array, Array]:
+    def unadjusted() -> Array:
+        return _masked(without_nan(logits), masks)
+
+    def adjusted() -> Array:
         sampling = packed.unpack()
         info = slots.token_info.at[row_slots].get(mode="promise_in_bounds")  # [B, V]
         bias = slots.logit_bias.at[row_slots].get(mode="promise_in_bounds")
         bias = jnp.where(sampling.has_logit_bias[:, None], bias, 0.0)
         is_stopped = (kv_lens < sampling.min_lens)[:, None] & ((info & IS_STOP) > 0)
-        return without_nan(_adjust(logits, sampling, info, bias)), is_stopped
-
-    def adjust() -> Array:
-        adjusted, is_stopped = adjusted_and_stops()
-        return jnp.where(is_stopped, -jnp.inf, adjusted)
-
-    def mask(adjusted: Array | None = None, is_stopped: Array | None = None) -> Array:
-        words = slots.token_masks.at[row_slots].get(mode="promise_in_bounds")  # [B, M]
-        cleaned = without_nan(logits) if adjusted is None else adjusted
-        return _masked(cleaned, is_stopped, words, packed.unpack().has_mask)
+        return _masked(without_nan(_adjust(logits, sampling, info, bias)), masks, is_stopped)
 
     def named_ids() -> Array:
         return slots.logprob_ids.at[row_slots].get(mode="promise_in_bounds")
 
     num_named = slots.logprob_ids.shape[1]
+    if masks is not None:
+        return full()
     # The common step first: greedy rows copy no logits, which the branches of ``full`` do.
     sampled: Sampled = lax.cond(packed.all_greedy, greedy, full)
     return sampled
@@ -156,19 +159,18 @@ def _bits(words: Array, vocab_size: int) -> Array:
     return bits.reshape(words.shape[0], -1)[:, :vocab_size] != 0
 
 
-def _masked(logits: Array, is_stopped: Array | None, words: Array, has_mask: Array) -> Array:
-    """f32[B, V] under the masks u32[B, M] of the rows bool[B] that have one, and without stop ids.
+def _masked(logits: Array, masks: Array | None, is_stopped: Array | None = None) -> Array:
+    """f32[B, V] under the masks u32[B, M], and without the stop ids bool[B, V].
 
     Finite wherever a mask allows a token, so that one of those is the largest.
     """
-    has_mask = has_mask[:, None]
-    remains = allowed = _bits(words, logits.shape[1]) | ~has_mask
+    if masks is None:
+        return logits if is_stopped is None else jnp.where(is_stopped, -jnp.inf, logits)
+    remains = allowed = _bits(masks, logits.shape[1])
     if is_stopped is not None:
         remains = allowed & ~is_stopped
-        mask_wins = has_mask & ~jnp.any(remains, axis=1, keepdims=True)
-        remains = remains | (allowed & mask_wins)
-    finite = jnp.where(has_mask, jnp.maximum(logits, -_F32_MAX), logits)
-    return jnp.where(remains, finite, -jnp.inf)
+        remains = remains | (allowed & ~jnp.any(remains, axis=1, keepdims=True))
+    return jnp.where(remains, jnp.maximum(logits, -_F32_MAX), -jnp.inf)
 
 
 def _draw(logits: Array, packed: PackedSampling, kv_lens: Array) -> Array:

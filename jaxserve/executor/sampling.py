@@ -25,9 +25,8 @@ _FLOATS = (
 _INTEGERS = ("top_k", "min_lens")
 _BOOLEANS = ("samples", "has_logit_bias", "wants_logprobs")
 _ARRAY_FIELDS = (*_FLOATS, *_INTEGERS, *_BOOLEANS)
-_ROW_FIELDS = (*_ARRAY_FIELDS, "has_mask")
 _NUM_SEEDS = 2
-NUM_FIELDS = len(_ROW_FIELDS) + _NUM_SEEDS
+NUM_FIELDS = len(_ARRAY_FIELDS) + _NUM_SEEDS
 NUM_FLAGS = 1
 
 _ADJUSTING = (
@@ -39,13 +38,13 @@ _NEUTRAL = np.array(  # i32[fields, 1]; as bits
 ).view(np.int32)
 
 # bits of the flags: what some row of the step needs
-_ADJUSTED, _MASKED, _RANDOM, _TRUNCATED, _LOGPROBS = 1, 2, 4, 8, 16
+_ADJUSTED, _RANDOM, _TRUNCATED, _LOGPROBS = 1, 2, 4, 8
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """``batch.SamplingArrays`` on the device, and which rows have a token mask."""
+    """``batch.SamplingArrays`` on the device."""
 
     samples: Array  # bool[B]
     temperature: Array  # f32[B]
@@ -59,11 +58,10 @@ class Sampling:
     min_lens: Array  # i32[B]
     has_logit_bias: Array  # bool[B]
     wants_logprobs: Array  # bool[B]
-    has_mask: Array  # bool[B]
 
     @property
     def is_greedy(self) -> Array:
-        """bool[B]: ``request.SamplingParams.is_greedy`` of each row."""
+        """bool[B]: where the most likely token is always taken."""
         return (self.temperature < GREEDY_TEMPERATURE) | (self.top_k == 1)
 
 
@@ -84,9 +82,9 @@ class PackedSampling:
         return self.flags[0] == 0
 
     @property
-    def change(self) -> Array:
-        """i32[]: what is done to logits; 1 is a penalty, a bias or a min_len, 2 a mask, 3 both."""
-        return self.flags[0] & (_ADJUSTED | _MASKED)
+    def any_adjusted(self) -> Array:
+        """bool[]: a penalty, a bias or a min_len."""
+        return (self.flags[0] & _ADJUSTED) != 0
 
     @property
     def any_random(self) -> Array:
@@ -105,29 +103,24 @@ class PackedSampling:
 
     def unpack(self) -> Sampling:
         """The rows' parameters; call it where they are used."""
-        pieces = dict(zip(_ROW_FIELDS, self.rows, strict=False))
+        pieces = dict(zip(_ARRAY_FIELDS, self.rows, strict=False))
         values: dict[str, Array] = {name: pieces[name] for name in _INTEGERS}
         for name in _FLOATS:
             values[name] = lax.bitcast_convert_type(pieces[name], jnp.float32)
-        for name in (*_BOOLEANS, "has_mask"):
+        for name in _BOOLEANS:
             values[name] = pieces[name] != 0
         seeds = lax.bitcast_convert_type(self.rows[-_NUM_SEEDS:], jnp.uint32)
         return Sampling(**values, seeds=seeds.T)
 
 
-def pack_sampling(arrays: SamplingArrays, masked_rows: np.ndarray | None = None) -> PackedSampling:
-    """On the host: the leaves are numpy arrays.  ``masked_rows`` i32[n] are rows with a mask."""
+def pack_sampling(arrays: SamplingArrays) -> PackedSampling:
+    """On the host: the leaves are numpy arrays."""
     rows = np.empty((NUM_FIELDS, len(arrays.samples)), np.int32)
     for index, name in enumerate(_ARRAY_FIELDS):
         value: np.ndarray[Any, Any] = getattr(arrays, name)
         rows[index] = value.view(np.int32) if name in _FLOATS else value
-    rows[len(_ARRAY_FIELDS)] = False
-    is_masked = masked_rows is not None and len(masked_rows) > 0
-    if is_masked:
-        rows[len(_ARRAY_FIELDS), masked_rows] = True
     rows[-_NUM_SEEDS:] = arrays.seeds.view(np.int32).T
-    flags = _flags(rows, arrays) | (_MASKED if is_masked else 0)
-    leaves: dict[str, Any] = {"rows": rows, "flags": np.array([flags], np.int32)}
+    leaves: dict[str, Any] = {"rows": rows, "flags": np.array([_flags(rows, arrays)], np.int32)}
     return PackedSampling(**leaves)
 
 

@@ -1,6 +1,7 @@
 """One step as a pure function of arrays: what the runner runs and what tools compile to look at."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,19 @@ from jaxserve.executor.slots import record
 from jaxserve.models import AttnContext, Model
 
 Leaf = jax.Array | jax.ShapeDtypeStruct
-# The third result is what logits are made of, [T, D]; a DECODE step has it if it keeps_hidden.
-StepOutput = tuple[DeviceState, Sampled, jax.Array | None]
-Step = Callable[[list[jax.Array], DeviceState, jax.Array], StepOutput]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a step leaves beside the state.  B rows, T tokens, D model width, V vocabulary."""
+
+    sampled: Sampled
+    logits: jax.Array  # f32[B, V]; the model's own
+    hidden: jax.Array | None  # [T, D], what logits are made of; of a DECODE step if it keeps_hidden
+
+
+Step = Callable[[list[jax.Array], DeviceState, jax.Array], tuple[DeviceState, StepOutput]]
 
 
 def step_function(
@@ -35,13 +46,16 @@ def step_function(
         keeps_hidden: return hidden states of a DECODE step too.
     """
 
-    def step(leaves: list[jax.Array], state: DeviceState, packed: jax.Array) -> StepOutput:
+    def step(
+        leaves: list[jax.Array], state: DeviceState, packed: jax.Array
+    ) -> tuple[DeviceState, StepOutput]:
         inputs = unpack(packed, bucket)
         is_decode = bucket.mode is Mode.DECODE
         module = model.bind(leaves)
         token_ids = inputs.token_ids
-        if is_decode:
-            token_ids = state.last_tokens.at[inputs.row_slots].get(mode="promise_in_bounds")
+        slots_read = inputs.row_slots if is_decode else jnp.maximum(~token_ids, 0)
+        last_tokens = state.last_tokens.at[slots_read].get(mode="promise_in_bounds")
+        token_ids = last_tokens if is_decode else jnp.where(token_ids < 0, last_tokens, token_ids)
         embeds = None
         if state.embeds is not None and not is_decode:
             token_ids, embeds = given_embeds(token_ids, state.embeds)
@@ -59,13 +73,8 @@ def step_function(
         if not is_decode:
             last = jnp.maximum(inputs.q_starts[1:] - 1, 0)  # [B]; a padding row has no token
             last_hidden = hidden.at[last].get(mode="promise_in_bounds")
-        sampled = sample(
-            module.logits(last_hidden),
-            inputs.sampling,
-            state.slots,
-            inputs.row_slots,
-            inputs.kv_lens,
-        )
+        logits = module.logits(last_hidden)
+        sampled = sample(logits, inputs.sampling, state.slots, inputs.row_slots, inputs.kv_lens)
         samples = inputs.sampling.unpack().samples
         slots = jnp.where(samples, inputs.row_slots, PADDING_SLOT)
         new_state = DeviceState(
@@ -74,7 +83,8 @@ def step_function(
             slots=record(state.slots, slots, sampled.token_ids, samples),
             embeds=state.embeds,
         )
-        return new_state, sampled, None if is_decode and not keeps_hidden else hidden
+        kept = None if is_decode and not keeps_hidden else hidden
+        return new_state, StepOutput(sampled, logits, kept)
 
     return step
 
@@ -100,6 +110,6 @@ def trace_step(
     step = placement.shard_map(
         step_function(model, bucket, attention_backend, keeps_hidden=keeps_hidden),
         arguments,
-        lambda specs: (specs[1], PartitionSpec(), PartitionSpec()),
+        lambda specs: (specs[1], PartitionSpec()),
     )
     return jax.jit(step, donate_argnums=1).trace(*arguments)

@@ -15,7 +15,7 @@ from jaxserve.parsers.reasoning_formats import (
     ReasoningFormat,
     reasoning_format,
 )
-from jaxserve.parsers.tool_choice import ToolGrammar, tool_choice_grammar
+from jaxserve.parsers.tool_choice import ToolGrammar, tool_choice_grammar, tool_choice_name
 from jaxserve.parsers.tool_formats import TOOL_FORMATS, ToolFormat, tool_format
 from jaxserve.parsers.tool_parser import JsonArrayToolParser, ParsedCalls, ToolCallParser
 
@@ -37,5 +37,6 @@ __all__ = [
     "new_call_id",
     "reasoning_format",
     "tool_choice_grammar",
+    "tool_choice_name",
     "tool_format",
 ]

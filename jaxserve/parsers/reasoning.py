@@ -51,8 +51,6 @@ class ReasoningParser:
         Raises:
             ValueError: a push after the last one.
         """
-        if self._source.is_last:
-            raise ValueError("this answer has ended: a parser reads one answer only")
         self._source.push(text, is_last)
         next(self._steps, None)
         increment = ReasoningIncrement("".join(self._reasoning), "".join(self._content))

@@ -19,8 +19,8 @@ class ReasoningFormat:
     ``tool_start`` ends the reasoning too: the model calls a tool without closing it.
     ``needs_special_tokens``: the markers are special tokens, which the detokenizer must keep.
     ``is_harmony``: the answer is a row of messages on channels (harmony.py).
-    ``answer_start``: what stands between the reasoning and the answer, where that is more than
-    ``think_end``: a grammar for the answer starts after it.
+    ``answer_pattern``: a regex of what stands between the reasoning and the answer, where that is
+    more than ``think_end``: a grammar for the answer starts after it.
     """
 
     think_start: str = "<think>"
@@ -31,7 +31,7 @@ class ReasoningFormat:
     tool_start: str | None = None
     needs_special_tokens: bool = False
     is_harmony: bool = False
-    answer_start: str | None = None
+    answer_pattern: str | None = None
 
     def is_enabled(
         self, chat_template_kwargs: Mapping[str, object], reasoning_effort: str | None = None
@@ -77,7 +77,7 @@ REASONING_FORMATS: Mapping[str, ReasoningFormat] = {
     "gpt-oss": ReasoningFormat(
         think_start="<|channel|>analysis<|message|>",
         think_end="<|end|>",
-        answer_start="<|channel|>final<|message|>",
+        answer_pattern=r"<\|channel\|>\s*final\b[^<]*(<\|constrain\|>[^<]*)?<\|message\|>",
         needs_special_tokens=True,
         is_harmony=True,
     ),

@@ -60,7 +60,13 @@ class TextSource:
         self._record: list[str] | None = None
 
     def push(self, text: str, is_last: bool) -> None:
-        """Append ``text``; ``is_last`` says that none will follow."""
+        """Append ``text``; ``is_last`` says that none will follow.
+
+        Raises:
+            ValueError: a push after the last one.
+        """
+        if self.is_last:
+            raise ValueError("this answer has ended: a parser reads one answer only")
         self.window = self.window[self.position :] + text
         self.position = 0
         self.is_last = is_last

@@ -38,7 +38,7 @@ def tool_choice_grammar(
     Raises:
         InvalidRequestError: no tools to choose from, an unknown name, or contradicting $defs.
     """
-    name = _named(choice)
+    name = None if choice in ("auto", "none", "required") else tool_choice_name(choice)
     declared = read_tools(tools)
     if name is None and choice in ("auto", "none"):
         return _strict_grammar(format, declared) if choice == "auto" else None
@@ -51,9 +51,14 @@ def tool_choice_grammar(
     return ToolGrammar("json_schema", json.dumps(_array_schema(wanted, parallel)))
 
 
-def _named(choice: str | Mapping[str, object]) -> str | None:
+def tool_choice_name(choice: str | Mapping[str, object]) -> str:
+    """The function that ``choice`` names.
+
+    Raises:
+        InvalidRequestError: it names none.
+    """
     if isinstance(choice, str):
-        return None if choice in ("auto", "none", "required") else choice
+        return choice
     function = choice.get("function")
     name = function.get("name") if isinstance(function, Mapping) else choice.get("name")
     if not isinstance(name, str):

@@ -69,8 +69,6 @@ class ToolCallParser:
         Raises:
             ValueError: a push after the last one.
         """
-        if self._source.is_last:
-            raise ValueError("this answer has ended: a parser reads one answer only")
         self._source.push(text, is_last)
         next(self._steps, None)
         if is_last:

@@ -10,22 +10,23 @@ from jaxserve.scheduler.sequence import Sequence
 def catch_up_chunks(
     behind: Mapping[str, Sequence], rows: Iterable[Sequence], budget: int, max_rows: int
 ) -> tuple[list[Chunk], int]:
-    """Chunks of those that are behind, then one token of each row whose token is known.
+    """Chunks of those that are behind, then the newest token of each other row.
 
     Args:
         behind: running sequences with appended tokens, by rid; those first that wait longest.
-        rows: running sequences that could decode.
+        rows: running sequences that could decode; their newest tokens may be in flight.
         budget: most tokens to grant.
 
     Returns:
         The chunks, at most ``max_rows``, and what is left of the budget.
     """
     chunks: list[Chunk] = []
-    for seq in [*behind.values(), *(seq for seq in rows if not seq.num_inflight)]:
+    for seq in [*behind.values(), *rows]:
         if not budget or len(chunks) == max_rows:
             break
-        granted = min(budget, seq.num_uncomputed)
-        chunks.append(Chunk(seq, granted, is_first=False, is_behind=seq.rid in behind))
+        is_behind = seq.rid in behind
+        granted = min(budget, seq.num_uncomputed) if is_behind else 1
+        chunks.append(Chunk(seq, granted, is_first=False, is_behind=is_behind))
         budget -= granted
     return chunks, budget
 

@@ -19,7 +19,8 @@ A sequence's tokens and who owns the page under each of them:
 S is the page size.  Every page in [1, P) is free, in the tree, or private to one sequence.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -35,6 +36,9 @@ class KVManager:
 
     ``page_table`` i32[num_slots, pages_per_row] mirrors the pages of the sequence in each slot,
     padded with the null page, so that a plan is one gather and not a loop over sequences.
+
+    Args:
+        on_evicted: told how many seconds each eviction took.
     """
 
     def __init__(
@@ -45,8 +49,10 @@ class KVManager:
         num_slots: int,
         pages_per_row: int,
         is_caching: bool = True,
+        on_evicted: Callable[[float], None] | None = None,
     ) -> None:
         self.page_size = page_size
+        self._on_evicted = on_evicted
         self.is_caching = is_caching
         self.page_table = np.full((num_slots, pages_per_row), NULL_PAGE, dtype=np.int32)
         self._pool = PagePool(num_pages)
@@ -256,9 +262,12 @@ class KVManager:
     def _allocate(self, count: int) -> list[int]:
         shortage = count - self._pool.num_free
         if shortage > 0:
+            start_s = time.perf_counter()
             evicted = self._tree.evict(shortage)
             self.num_evicted_pages += len(evicted)
             self._pool.free(evicted)
+            if self._on_evicted is not None:
+                self._on_evicted(time.perf_counter() - start_s)
         return self._pool.allocate(count)
 
     def _append_pages(self, seq: Sequence, pages: list[int]) -> None:

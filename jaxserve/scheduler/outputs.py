@@ -24,6 +24,18 @@ def ending(seq: Sequence, token_id: int) -> FinishReason | None:
     return None
 
 
+def continue_with(seq: Sequence, token_ids: tuple[int, ...]) -> tuple[int, FinishReason | None]:
+    """Append tokens until one ends the sequence; how many were, and how it ended."""
+    count, reason = 0, None
+    for token_id in token_ids[: seq.max_new_tokens - seq.num_output]:
+        seq.tokens.append(token_id)
+        count += 1
+        reason = ending(seq, token_id)
+        if reason is not None:
+            break
+    return count, reason
+
+
 def abort_reason(seq: Sequence) -> FinishReason:
     """The end of a sequence that somebody asked for."""
     message = "Aborted" if seq.has_run else "Abort in waiting queue"

@@ -6,8 +6,8 @@ then a few gathers by slot.  Slot 0 is the padding row of every such array.  Eac
 new array, because a device may go on reading the last step's memory.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from jaxserve.batch import (
 from jaxserve.scheduler.buckets import Buckets
 from jaxserve.scheduler.embed_rows import place_embeds
 from jaxserve.scheduler.hidden_spans import HiddenPlanner
-from jaxserve.scheduler.sequence import Sequence
+from jaxserve.scheduler.sequence import Sequence, Status
 
 _WORD_BITS = 32
 _WORD_MASK = 2**_WORD_BITS - 1
@@ -41,7 +41,7 @@ class Chunk:
     @property
     def is_last(self) -> bool:
         """Nothing of the prompt remains after it.  True only until the chunk is launched."""
-        return self.seq.num_computed + self.num_tokens == self.seq.num_tokens
+        return self.seq.num_computed + self.num_tokens >= self.seq.num_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,21 @@ class BatchPlan:
     def has_extras(self) -> bool:
         """Some row gets more than a token: see ``outputs.row_extras``."""
         return bool(self.prompt_spans or self.hidden_spans)
+
+    def awaited(self, rows: Iterable[int]) -> list[int]:
+        """Those of its rows whose sequence lives and waits for a token of this step.
+
+        For the newest plan: a sequence has gone on without it when tokens were appended to it.
+        """
+        return [
+            row
+            for row in rows
+            if self.rows[row].status is not Status.FINISHED and self.rows[row].num_inflight
+        ]
+
+    def without(self, rows: list[int]) -> "BatchPlan":
+        """The plan of a step in which ``rows`` turned out to sample nothing."""
+        return replace(self, inputs=self.inputs.without(rows))
 
 
 class SamplingTable:
@@ -167,7 +182,8 @@ class PlanBuilder:
         for row, chunk in enumerate(chunks):
             seq, first = chunk.seq, chunk.seq.num_computed
             start, stop = stop, stop + chunk.num_tokens
-            token_ids[start:stop] = seq.tokens[first : first + chunk.num_tokens]
+            known = seq.tokens[first : first + chunk.num_tokens]
+            token_ids[start:stop] = known or ~seq.slot  # not known: it is the one in flight
             positions[start:stop] = np.arange(first, first + chunk.num_tokens, dtype=np.int32)
             token_slots[start:stop] = seq.slot
             kv_lens[row] = first + chunk.num_tokens

@@ -5,6 +5,8 @@ before.  ``schedule`` therefore plans on top of tokens that nobody has seen yet:
 in advance, stop tokens are not, and the surplus token after one is dropped in ``process``.
 """
 
+from collections.abc import Callable
+
 from jaxserve.batch import PADDING_SLOT, StepResult
 from jaxserve.request import FinishReason, Request, TokenLogprob, TokenOutput
 from jaxserve.scheduler.buckets import Buckets
@@ -14,6 +16,7 @@ from jaxserve.scheduler.kv_manager import KVManager
 from jaxserve.scheduler.outputs import (
     DISPLACED,
     abort_reason,
+    continue_with,
     ending,
     make_output,
     row_extras,
@@ -34,6 +37,7 @@ class Scheduler:
         buckets: the step shapes; they must hold ``max_running_requests`` rows and
             ``chunked_prefill_size`` tokens.
         eos_token_ids: end a sequence unless it ignores them.
+        on_evicted: told how many seconds each eviction of cached prefixes took.
 
     Raises:
         ValueError: the buckets are too small for the config.
@@ -46,6 +50,7 @@ class Scheduler:
         num_pages: int,
         buckets: Buckets,
         eos_token_ids: tuple[int, ...],
+        on_evicted: Callable[[float], None] | None = None,
     ) -> None:
         buckets.require(
             extend_tokens=config.chunked_prefill_size,
@@ -60,6 +65,7 @@ class Scheduler:
             num_slots=config.max_running_requests + 1,
             pages_per_row=buckets.max_pages_per_row,
             is_caching=not config.disable_radix_cache,
+            on_evicted=on_evicted,
         )
         self._builder = PlanBuilder(
             buckets=buckets, page_table=self._kv.page_table, page_size=config.page_size
@@ -88,11 +94,6 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Sequences not yet admitted, half-prefilled, or retracted."""
         return len(self._waiting)
-
-    @property
-    def num_slots(self) -> int:
-        """Rows of the device's token table, the padding slot included."""
-        return self._config.max_running_requests + 1
 
     def add(self, request: Request) -> TokenOutput | None:
         """Put a request at the end of the waiting line.
@@ -144,26 +145,23 @@ class Scheduler:
         """Continue a sequence with tokens that were not sampled; the next steps compute them.
 
         A stop token or ``max_new_tokens`` ends it, as if they were sampled; the rest is dropped.
+        Its step in flight, if there is one, must not sample for it any more: process the plan
+        ``without`` its row.
 
         Args:
             logprobs: one for each token, or none at all.
             finish: how the sequence ends after them; ``None``: it goes on.
 
         Raises:
-            ValueError: the rid is not alive, or a step of it is in flight: these tokens would
-                have to come after its own.
+            ValueError: the rid is not alive, or more than one step of it is in flight: these
+                tokens would have to come after theirs.
         """
         seq = self._alive.get(rid)
-        if seq is None or seq.num_inflight or seq.is_half_prefilled:
-            state = "is not alive" if seq is None else "has a step in flight"
+        if seq is None or seq.num_inflight > 1 or seq.is_half_prefilled:
+            state = "is not alive" if seq is None else "has steps in flight"
             raise ValueError(f"rid {rid!r} {state}; append only to a sequence that stands still")
-        count, reason = 0, None
-        for token_id in token_ids[: seq.max_new_tokens - seq.num_output]:
-            seq.tokens.append(token_id)
-            count += 1
-            reason = ending(seq, token_id)
-            if reason is not None:
-                break
+        seq.num_inflight = 0
+        count, reason = continue_with(seq, token_ids)
         if finish is not None and count == len(token_ids):
             reason = finish
         if reason is not None:
@@ -260,8 +258,8 @@ class Scheduler:
     def _plan_catch_up(self, rows: list[Sequence]) -> BatchPlan | None:
         """An EXTEND step for the tokens of running sequences that the device does not have.
 
-        It stands for a DECODE step: ``rows``, which are not behind, take part with one token each
-        if it is known.  Those left out, for want of room or of the token, decode next.
+        It stands for a DECODE step: ``rows``, which are not behind, take part with one token
+        each.  Those left out for want of room decode next.
         """
         config = self._config
         max_rows = max(1, config.prefill_max_requests - bool(self._waiting))  # one to admit
@@ -321,8 +319,8 @@ class Scheduler:
         """Move a running sequence on past tokens that are about to be launched."""
         seq = chunk.seq
         seq.num_computed += chunk.num_tokens
-        if not seq.num_uncomputed:
-            seq.num_inflight = 1
+        if seq.num_uncomputed <= 0:
+            seq.num_inflight += 1
             self._behind.pop(seq.rid, None)
 
     def _advance(self, chunk: Chunk) -> None:

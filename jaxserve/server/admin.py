@@ -93,7 +93,7 @@ def _model_info(state: ServerState) -> JsonObject:
 
 
 def server_args(state: ServerState) -> JsonObject:
-    """All flags as the server runs with them; the key itself is not shown."""
+    """All flags as the server runs with them; keys and passwords are not shown."""
     args = {**dataclasses.asdict(state.llm.config), **dataclasses.asdict(state.config)}
     info = state.llm.info
     return args | {

@@ -1,6 +1,7 @@
 """The application: what every request passes through on its way to its endpoint."""
 
 import logging
+import time
 from http import HTTPStatus
 
 from aiohttp import web
@@ -68,7 +69,9 @@ async def _measure(request: web.Request, handler: Handler) -> web.StreamResponse
         return await handler(request)
     resource = request.match_info.route.resource
     endpoint = "unknown" if resource is None else resource.canonical
+    row = row_of(request)
     status = CLIENT_CLOSED_REQUEST
+    start_s = time.perf_counter()
     service.metrics.http_started(endpoint, request.method)
     try:
         response = await handler(request)
@@ -76,6 +79,8 @@ async def _measure(request: web.Request, handler: Handler) -> web.StreamResponse
         return response
     finally:
         service.metrics.http_finished(endpoint, request.method, status)
+        if row is not None:
+            service.metrics.http_handled(row.handler.__name__, time.perf_counter() - start_s)
 
 
 def _dialect(request: web.Request) -> Dialect:

@@ -22,6 +22,12 @@ def template_messages(messages: Sequence[JsonObject]) -> list[JsonObject]:
     return [_message(i, message) for i, message in enumerate(messages)]
 
 
+def is_continued(messages: Sequence[JsonObject], continue_final_message: bool) -> bool:
+    """Whether the answer goes on with the last message: only with an assistant's, as in SGLang."""
+    role = messages[-1].get("role") if messages else None
+    return continue_final_message and isinstance(role, str) and role.lower() == "assistant"
+
+
 def _message(i: int, message: JsonObject) -> JsonObject:
     role = message.get("role")
     if not isinstance(role, str) or role.lower() not in ROLES:
@@ -32,8 +38,20 @@ def _message(i: int, message: JsonObject) -> JsonObject:
     content = message.get("content")
     if content is None and role != "assistant":
         raise InvalidRequestError(f"messages[{i}].content is missing.")
+    _check_calls(i, message.get("tool_calls"))
     rest = {k: v for k, v in message.items() if v is not None and k not in ("role", "content")}
     return {"role": role, "content": _content(i, content), **rest}
+
+
+def _check_calls(i: int, calls: object) -> None:
+    """What is inside a call is the template's business: it knows what the model has seen."""
+    if calls is None:
+        return
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise InvalidRequestError(
+            f"messages[{i}].tool_calls must be a list of calls such as "
+            '{"id": …, "type": "function", "function": {"name": …, "arguments": …}}.'
+        )
 
 
 def _content(i: int, content: object) -> str:

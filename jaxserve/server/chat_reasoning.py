@@ -1,13 +1,14 @@
 """Whether an answer begins with reasoning, and the reader that takes it out of the text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxserve.parsers import ReasoningFormat, ReasoningParser, reasoning_format
-from jaxserve.request import Grammar, TextChunk
+from jaxserve.request import TextChunk, Thought
 from jaxserve.server.json_body import JsonObject
 from jaxserve.server.service import TextService
+from jaxserve.server.thoughts import thought_of
 
 TAIL_TOKENS = 40  # of the prompt: what a chat template ends it with is shorter
 
@@ -40,24 +41,18 @@ class ReasoningUse:
     """How the reasoning of one request's answers is read.
 
     ``format`` None: an answer has none.  ``end_ids`` are the tokens that end it and ``call_id`` is
-    the one that begins a tool call, which may end it too.  A grammar for the answer waits for
-    ``answer_ids`` (empty: for nothing); with ``start_id``, which begins the reasoning, only if that
-    is the first token.
+    the one that begins a tool call, which may end it too.  ``thought`` is what a grammar for the
+    answer waits for the end of; None: for nothing.
     """
 
     format: str | None = None
     starts_inside: bool = False
-    start_id: int | None = None
     end_ids: tuple[int, ...] = ()
     call_id: int | None = None
-    answer_ids: tuple[int, ...] = ()
+    thought: Thought | None = None
     is_separate: bool = True  # else it stays in the content, between its markers
     is_streamed: bool = True  # else it comes in one piece, at its end
     ends_at_tool_call: bool = False
-
-    def held_off(self, grammar: Grammar) -> Grammar:
-        """``grammar`` for what comes after the reasoning, or at once where there is none."""
-        return replace(grammar, starts_after=self.answer_ids, starts_with=self.start_id)
 
     @property
     def needs_special_tokens(self) -> bool:
@@ -66,7 +61,13 @@ class ReasoningUse:
 
 
 async def reasoning_of_prompt(
-    llm: TextService, prompt_ids: Sequence[int], kwargs: Mapping[str, object], continued: str | None
+    llm: TextService,
+    prompt_ids: Sequence[int],
+    kwargs: Mapping[str, object],
+    continued: str | None,
+    *,
+    is_strict: bool = False,
+    budget: int | None = None,
 ) -> ReasoningUse:
     """How the answer to a prompt begins.
 
@@ -74,6 +75,7 @@ async def reasoning_of_prompt(
         prompt_ids: the rendered prompt; what it ends with tells what comes next.
         kwargs: what the chat template was given.
         continued: the text of the message that the answer continues, if it does.
+        is_strict: see ``Thought``, as for ``budget``.
     """
     name = llm.info.reasoning_parser
     if name is None:
@@ -88,25 +90,16 @@ async def reasoning_of_prompt(
     if is_open is False or (is_open is None and tail.rstrip().endswith(format.think_end)):
         return ReasoningUse()
     starts_inside = is_open or format.starts_inside(tail)
-    start_id = llm.token_id(format.think_start)
-    may_go_without = not (starts_inside or format.is_harmony)
-    # Where the first token does not tell, a grammar that waited might wait for ever.
-    waits = is_enabled and not (may_go_without and start_id is None)
+    thought = await thought_of(
+        llm, name, is_inside=starts_inside, is_strict=is_strict, budget=budget
+    )
     return ReasoningUse(
         format=name,
         starts_inside=starts_inside,
-        start_id=start_id if waits and may_go_without else None,
-        end_ids=await _ids(llm, format.think_end),
-        call_id=None if format.tool_start is None else llm.token_id(format.tool_start),
-        answer_ids=await _ids(llm, format.answer_start or format.think_end) if waits else (),
+        end_ids=thought.end_ids,
+        call_id=thought.call_id,
+        thought=thought if is_enabled else None,
     )
-
-
-async def _ids(llm: TextService, marker: str) -> tuple[int, ...]:
-    token_id = llm.token_id(marker)
-    if token_id is not None:
-        return (token_id,)
-    return await llm.encode(marker, add_special_tokens=False)
 
 
 def _is_open(format: ReasoningFormat, text: str) -> bool | None:

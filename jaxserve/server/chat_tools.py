@@ -10,6 +10,7 @@ from jaxserve.parsers import (
     JsonArrayToolParser,
     ToolCallParser,
     tool_choice_grammar,
+    tool_choice_name,
     tool_format,
 )
 from jaxserve.request import Grammar
@@ -98,11 +99,12 @@ def tool_use(
         UnsupportedFeatureError: a choice that needs a parser, and the server has none.
     """
     _check_choice(choice, has_tools=bool(tools))
+    for i, tool in enumerate(tools if choice != "none" else ()):
+        _check_tool(i, tool)
+    tools, choice = _chosen(tools, choice)
     parallel = parallel and isinstance(choice, str)  # a tool that is named is called once
     if not tools or choice == "none":
         return ToolUse()
-    for i, tool in enumerate(tools):
-        _check_tool(i, tool)
     found = tool_choice_grammar(parser, tools, choice, parallel=parallel)
     is_array = found is not None and found.kind == "json_schema"
     if not is_array and parser is None:
@@ -133,6 +135,43 @@ def _check_choice(choice: str | Mapping[str, object], *, has_tools: bool) -> Non
             raise InvalidRequestError("Tools cannot be empty if tool choice is set to required.")
     elif not has_tools:
         raise InvalidRequestError("Tools cannot be empty if tool choice is set to a specific tool.")
+
+
+def _chosen(
+    tools: Sequence[JsonObject], choice: str | Mapping[str, object]
+) -> tuple[Sequence[JsonObject], str | Mapping[str, object]]:
+    """The tools that may be called, which are those the model is shown, and the choice of them."""
+    if isinstance(choice, str):
+        return tools, choice
+    if choice.get("type") != "allowed_tools":
+        return _with_names(tools, [tool_choice_name(choice)]), choice
+    allowed = choice.get("allowed_tools")
+    named = allowed.get("tools") if isinstance(allowed, Mapping) else None
+    mode = allowed.get("mode", "auto") if isinstance(allowed, Mapping) else None
+    is_list = isinstance(named, list) and all(isinstance(tool, Mapping) for tool in named)
+    if not is_list or mode not in ("auto", "required"):
+        raise InvalidRequestError(
+            'tool_choice of type allowed_tools takes {"mode": "auto" or "required", "tools": '
+            '[{"type": "function", "function": {"name": …}}]} in `allowed_tools`.'
+        )
+    assert isinstance(named, list)
+    found = _with_names(tools, [tool_choice_name(tool) for tool in named])
+    _check_choice(mode, has_tools=bool(found))
+    return found, mode
+
+
+def _with_names(tools: Sequence[JsonObject], names: Sequence[str]) -> list[JsonObject]:
+    declared = [_name(tool) for tool in tools]
+    for name in names:
+        if name not in declared:
+            raise InvalidRequestError(f"Tool '{name}' not found in tools list.")
+    return [tool for tool, name in zip(tools, declared, strict=True) if name in names]
+
+
+def _name(tool: JsonObject) -> object:
+    function = tool["function"]
+    assert isinstance(function, Mapping)  # checked by _check_tool
+    return function.get("name")
 
 
 def _check_tool(i: int, tool: JsonObject) -> None:
@@ -187,7 +226,7 @@ def _as_format(grammar: Grammar) -> JsonObject | None:
 
 def _tag(begin: str, end: str, tool: JsonObject) -> JsonObject:
     function = tool["function"]
-    assert isinstance(function, Mapping)  # checked by _check_tool
+    assert isinstance(function, Mapping)
     is_strict = function.get("strict") is True
     schema = function.get("parameters") if is_strict else None
     return {

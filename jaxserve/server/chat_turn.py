@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from jaxserve.request import SamplingParams, check_in_vocabulary
 from jaxserve.server.chat_delta import ChatAnswer, Delta
-from jaxserve.server.chat_messages import template_messages
+from jaxserve.server.chat_messages import is_continued, template_messages
 from jaxserve.server.chat_reader import ChoiceReader
 from jaxserve.server.chat_reasoning import ReasoningUse, reasoning_of_prompt, template_kwargs
 from jaxserve.server.chat_tools import ToolUse, tool_use
@@ -105,12 +105,20 @@ async def open_turn(
         OverloadedError: the queue is full.
     """
     llm = state.llm
-    body.check(llm.info.context_len, clamps=clamps)
+    is_strict = state.config.enable_strict_thinking
+    body.check(llm.info.context_len, clamps=clamps, is_strict=is_strict)
     defaults = sampling_defaults(state.config.sampling_defaults, llm.info.generation_defaults)
     params = body.sampling_params(body.max_new_tokens, body.num_logprobs, defaults)
     prompt = await _render(state, body)
     reasoning = replace(
-        await reasoning_of_prompt(llm, prompt.ids, prompt.kwargs, _continued(body)),
+        await reasoning_of_prompt(
+            llm,
+            prompt.ids,
+            prompt.kwargs,
+            _continued(body),
+            is_strict=is_strict,
+            budget=body.thinking_budget,
+        ),
         is_separate=body.separate_reasoning,
         is_streamed=body.stream_reasoning,
         ends_at_tool_call=prompt.tools.is_read,
@@ -135,15 +143,15 @@ async def open_turn(
 
 
 async def render_only(state: ServerState, body: ChatBody) -> tuple[int, ...]:
-    """The prompt that ``body`` would be answered with.
+    """The prompt that ``body`` would be answered with, also if it is too long for that.
 
     Raises:
         InvalidRequestError: the messages cannot be rendered.
     """
-    return (await _render(state, body)).ids
+    return (await _render(state, body, is_prompt=False)).ids
 
 
-async def _render(state: ServerState, body: ChatBody) -> _Prompt:
+async def _render(state: ServerState, body: ChatBody, *, is_prompt: bool = True) -> _Prompt:
     tools = tool_use(
         body.tools,
         body.tool_choice,
@@ -158,19 +166,20 @@ async def _render(state: ServerState, body: ChatBody) -> _Prompt:
         own=body.chat_template_kwargs,
     )
     if body.input_ids:  # here already: their end is decoded, to see how the answer begins
-        check_in_vocabulary(tuple(body.input_ids), state.llm.info.vocab_size)
+        check_in_vocabulary(body.input_ids, state.llm.info.vocab_size)
     ids = tuple(body.input_ids) or await state.llm.render_chat(
         template_messages(body.messages),
         tools=list(tools.tools) or None,
         chat_template_kwargs=kwargs,
-        continue_final_message=body.continue_final_message,
+        continue_final_message=is_continued(body.messages, body.continue_final_message),
+        is_prompt=is_prompt,
     )
     return _Prompt(ids=ids, kwargs=kwargs, tools=tools)
 
 
 def _continued(body: ChatBody) -> str | None:
     """The text of the message that is to be continued."""
-    if not body.continue_final_message or not body.messages:
+    if not is_continued(body.messages, body.continue_final_message):
         return None
     content = body.messages[-1].get("content")
     return content if isinstance(content, str) else ""
@@ -180,12 +189,16 @@ def _constrained(params: SamplingParams, tools: ToolUse, reasoning: ReasoningUse
     """With the one grammar there is, from the end of the reasoning on."""
     keeps_special = reasoning.needs_special_tokens or tools.needs_special_tokens
     grammar = params.grammar or tools.grammar
-    if grammar is None and not keeps_special:
+    thought = reasoning.thought
+    if grammar is None and not (thought is not None and thought.is_limited):
+        thought = None  # anything may come in it, and after it
+    if grammar is None and thought is None and not keeps_special:
         return params  # a copy costs a validation
     if params.grammar is not None and tools.is_read:
         grammar = tools.or_calls(params.grammar)
     return replace(
         params,
-        grammar=None if grammar is None else reasoning.held_off(grammar),
+        grammar=grammar,
+        thought=thought,
         skip_special_tokens=params.skip_special_tokens and not keeps_special,
     )

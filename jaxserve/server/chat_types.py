@@ -1,21 +1,25 @@
 """The body of /v1/chat/completions, which every other chat API is translated to."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jaxserve.errors import InvalidRequestError
+from jaxserve.errors import InvalidRequestError, UnsupportedFeatureError
 from jaxserve.server.json_body import JsonObject
 from jaxserve.server.openai_types import COMMON_UNSUPPORTED, CommonBody, Items
+from jaxserve.server.thoughts import NEEDS_STRICT_THINKING
 
 _USE_TOOLS = "it is OpenAI's older form of tools; send `tools` and `tool_choice`"
-CHAT_UNSUPPORTED = COMMON_UNSUPPORTED | {
+CHAT_UNSUPPORTED = {
+    name: why for name, why in COMMON_UNSUPPORTED.items() if name != "custom_params"
+} | {
     "functions": _USE_TOOLS,
     "function_call": _USE_TOOLS,
     "audio": "the model takes and writes text only",
     "web_search_options": "nothing is searched",
 }
 NO_EFFORT = "none"
+THINKING_BUDGET = "thinking_budget"
 
 
 class ReasoningOptions(BaseModel):
@@ -25,6 +29,7 @@ class ReasoningOptions(BaseModel):
 
     effort: str | None = None
     enabled: bool | None = None
+    max_tokens: int | None = None
 
 
 class ChatBody(CommonBody):
@@ -52,7 +57,10 @@ class ChatBody(CommonBody):
     )
     tool_choice: Annotated[
         str | JsonObject,
-        Field(description="auto needs --tool-call-parser; required and a named tool do not."),
+        Field(
+            description="auto needs --tool-call-parser; required and a named tool do not. Only a "
+            "named tool is shown to the model, or those of `allowed_tools`."
+        ),
     ] = "auto"
     parallel_tool_calls: Annotated[
         bool, Field(description="false: an answer has at most one call.")
@@ -62,8 +70,15 @@ class ChatBody(CommonBody):
     ] = None
     reasoning: Annotated[
         ReasoningOptions,
-        Field(description="`enabled` turns thinking on or off by either name that templates have."),
+        Field(
+            description="`enabled` turns thinking on or off by either name that templates have. "
+            "After `max_tokens` of reasoning its end is forced: --enable-strict-thinking."
+        ),
     ] = ReasoningOptions()
+    custom_params: JsonObject = Field(
+        default_factory=dict,
+        description="`thinking_budget` only, which is the same as `reasoning.max_tokens`.",
+    )
     separate_reasoning: Annotated[
         bool, Field(description="false: the reasoning stays in content, markers and all.")
     ] = True
@@ -74,7 +89,7 @@ class ChatBody(CommonBody):
         default_factory=dict, description="Arguments of the template, such as `enable_thinking`."
     )
     continue_final_message: Annotated[
-        bool, Field(description="The last message is continued rather than answered.")
+        bool, Field(description="The last message, if an assistant's, is continued, not answered.")
     ] = False
     modalities: Items[str] = Field(default_factory=list, description="`text` only.")
     return_prompt_token_ids: Annotated[
@@ -107,12 +122,19 @@ class ChatBody(CommonBody):
             return self.reasoning.enabled
         return False if self.effort == NO_EFFORT else None
 
-    def check(self, context_len: int, *, clamps: bool = False) -> None:
+    @property
+    def thinking_budget(self) -> Any:
+        """Tokens of reasoning after which its end is forced; None is no limit."""
+        own = self.reasoning.max_tokens
+        return self.custom_params.get(THINKING_BUDGET) if own is None else own
+
+    def check(self, context_len: int, *, clamps: bool = False, is_strict: bool = False) -> None:
         """Refuse a limit that no prompt could have, and what a stream cannot carry.
 
         Args:
             context_len: prompt and output of the model, in tokens.
             clamps: the limit is going to be shortened to what fits.
+            is_strict: a thinking budget can be kept to.
 
         Raises:
             InvalidRequestError: names the field.
@@ -123,6 +145,7 @@ class ChatBody(CommonBody):
                 f"max_completion_tokens is too large: {limit}."
                 f"This model supports at most {context_len} completion tokens."
             )
+        self._check_budget(is_strict)
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequestError(
                 f"top_logprobs={self.top_logprobs} needs logprobs=true; send both or neither."
@@ -133,6 +156,25 @@ class ChatBody(CommonBody):
             )
         if self.stream:
             self._check_stream()
+
+    def _check_budget(self, is_strict: bool) -> None:
+        for name in self.custom_params.keys() - {THINKING_BUDGET}:
+            raise UnsupportedFeatureError(
+                f"custom_params.{name} is not supported: there are no custom logit processors. "
+                f"custom_params may have {THINKING_BUDGET} only."
+            )
+        budget = self.thinking_budget
+        if budget is None:
+            return
+        is_custom = self.reasoning.max_tokens is None
+        name = f"custom_params.{THINKING_BUDGET}" if is_custom else "reasoning.max_tokens"
+        if type(budget) is not int or budget < 0:
+            raise InvalidRequestError(
+                f"{name} must be an integer of at least 0, got {budget!r}; leave it away for no "
+                "limit."
+            )
+        if not is_strict:
+            raise InvalidRequestError(NEEDS_STRICT_THINKING.format(name=name))
 
     def _check_stream(self) -> None:
         for name, is_asked_for in (

@@ -5,10 +5,10 @@ import gc
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.server.http_errors import json_response
@@ -36,6 +36,10 @@ INTERNAL_STATE = {
 }
 
 
+def _in_lower_case(level: object) -> object:
+    return level.lower() if isinstance(level, str) else level
+
+
 class LoggingBody(BaseModel):
     """POST /configure_logging: what is absent stays as it is."""
 
@@ -44,9 +48,11 @@ class LoggingBody(BaseModel):
     log_requests: bool | None = Field(None, description="Log every sequence.")
     log_requests_level: int | None = Field(None, ge=0, le=3, description="As the flag.")
     log_requests_format: Literal["text", "json"] | None = Field(None, description="As the flag.")
-    log_level: Literal["debug", "info", "warning", "error", "critical"] | None = Field(
-        None, description="Of all of the server's own lines."
-    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"] | None,
+        BeforeValidator(_in_lower_case),
+        Field(description="Of all of the server's own lines; in any case."),
+    ] = None
 
 
 class ProfileBody(BaseModel):
@@ -63,6 +69,12 @@ class ProfileBody(BaseModel):
     )
     activities: list[Literal["CPU", "GPU"]] | None = Field(
         None, description="Changes nothing; MEM and RPD are refused."
+    )
+    with_stack: bool | None = Field(
+        None, description="Changes nothing: a trace always has the host's Python calls."
+    )
+    record_shapes: bool | None = Field(
+        None, description="Changes nothing: a trace has the shapes that XLA writes into it."
     )
     profile_id: str | None = Field(None, description="Name of a subfolder.")
     profile_prefix: str | None = Field(None, description="Goes before that name.")

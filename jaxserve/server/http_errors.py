@@ -45,12 +45,6 @@ class NotImplementedHereError(JaxserveError):
     status = 501
 
 
-class UnauthorizedError(JaxserveError):
-    """The key is missing or wrong."""
-
-    status = 401
-
-
 class AbortedError(JaxserveError):
     """The engine ended a sequence with an HTTP status of its own."""
 

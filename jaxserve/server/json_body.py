@@ -52,7 +52,8 @@ async def _read(request: web.Request) -> bytes:
         return await request.read()
     except web.RequestPayloadError:
         raise BodyError(
-            "The body cannot be read: it is not what its Content-Encoding or Transfer-Encoding says"
+            "The body cannot be read: it is not what its Content-Encoding or Transfer-Encoding "
+            "says; send it as it is, without them, or encoded so"
         ) from None
 
 

@@ -28,7 +28,7 @@ async def create_message(request: web.Request) -> web.StreamResponse:
     state = request.app[STATE]
     body = parse_messages_body(await read_v1_object(request))
     message = MessageFormat(body, f"msg_{uuid.uuid4().hex}")
-    chat = body.chat_body()
+    chat = body.chat_body(is_strict=state.config.enable_strict_thinking)
     if chat.rid is None:
         chat.rid = message.uid
     with OpenStreams() as opened:

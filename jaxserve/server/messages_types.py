@@ -24,7 +24,7 @@ MESSAGES_UNSUPPORTED = FOREIGN_UNSUPPORTED | {
 
 
 class Thinking(BaseModel):
-    """``thinking``: a budget is checked and not enforced; max_tokens is."""
+    """``thinking``: a budget is enforced with --enable-strict-thinking, else checked only."""
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: Annotated[int, Field(ge=MIN_THINKING_BUDGET)] | None = None
@@ -77,7 +77,7 @@ class TokenCountBody(CommonBody):
     output_format: Annotated[
         JsonObject, Field(description="The older place of output_config.format.")
     ] = {}
-    metadata: JsonObject = {}
+    metadata: Annotated[JsonObject, Field(description="Not looked at.")] = {}
     chat_template_kwargs: JsonObject = {}
 
     @property
@@ -95,8 +95,12 @@ class TokenCountBody(CommonBody):
         """Whether thinking blocks have their text."""
         return self.thinking is None or self.thinking.display != "omitted"
 
-    def chat_body(self) -> ChatBody:
+    def chat_body(self, *, is_strict: bool = False) -> ChatBody:
         """The same request in chat's words.
+
+        Args:
+            is_strict: a thinking budget is kept to.  Clients always send one, so it is no error
+                where it cannot be.
 
         Raises:
             InvalidRequestError: a message, tool or format that chat does not take.
@@ -104,6 +108,7 @@ class TokenCountBody(CommonBody):
         messages, continues = chat_messages(self.system, self.messages)
         choice = self.tool_choice
         enabled = None if self.thinking is None else self.thinking.is_enabled
+        budget = self.thinking.budget_tokens if self.thinking is not None and is_strict else None
         return parse(
             ChatBody,
             common_fields(self)
@@ -115,7 +120,7 @@ class TokenCountBody(CommonBody):
                 "tools": [_chat_tool(i, tool) for i, tool in enumerate(self.tools)],
                 "tool_choice": None if choice is None else choice.in_chat,
                 "parallel_tool_calls": choice is None or not choice.disable_parallel_tool_use,
-                "reasoning": None if enabled is None else {"enabled": enabled},
+                "reasoning": {"enabled": enabled, "max_tokens": budget},
                 "reasoning_effort": self.output_config.effort,
                 "response_format": _chat_format(self.output_config.format or self.output_format),
                 "chat_template_kwargs": self.chat_template_kwargs,

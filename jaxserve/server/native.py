@@ -8,14 +8,14 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from jaxserve.errors import JaxserveError, UnsupportedFeatureError
+from jaxserve.errors import InvalidRequestError, JaxserveError, UnsupportedFeatureError
 from jaxserve.native_fields import SamplingFieldError
 from jaxserve.native_format import AnswerFormat, GenerateState, ReasoningSpan
-from jaxserve.native_prompts import Prompt
-from jaxserve.native_request import Call, GenerateRequest, parse_generate
+from jaxserve.native_request import Call, GenerateRequest, Shown, parse_generate
 from jaxserve.parsers import reasoning_format
-from jaxserve.request import HEALTH_CHECK_RID, InputEmbeds, SamplingParams
+from jaxserve.request import HEALTH_CHECK_RID, InputEmbeds, SamplingParams, Thought
 from jaxserve.sampling_dict import FIELDS
+from jaxserve.server.beams import BeamGeneration
 from jaxserve.server.http_errors import (
     BodyError,
     json_response,
@@ -25,6 +25,7 @@ from jaxserve.server.json_body import JsonObject, read_object
 from jaxserve.server.sse import event, send_events
 from jaxserve.server.state import STATE, OpenStreams, ServerState
 from jaxserve.server.streams import merge, results
+from jaxserve.server.thoughts import NEEDS_STRICT_THINKING, thought_of
 
 TAIL = 100  # characters or tokens at a prompt's end, where a template may open the reasoning
 VERTEX_INPUTS = ("text", "input_ids", "input_embeds", "image_data")
@@ -55,13 +56,12 @@ class Generation:
         """
         self._calls, self._n = self.body.calls()
         for call in self._calls:
-            wanted = self.body.shown.reasoning
-            span = await _reasoning_span(self.state, call.prompt) if wanted else None
-            self._reasoning.append(span)
+            thought = await _thought(self.state, call, self.body.shown)
+            self._reasoning.append(_span(thought))
             await self.opened.add(
                 self.state.llm.submit(
                     call.prompt,
-                    _constrained_after(span, call.params),
+                    call.params if thought is None else replace(call.params, thought=thought),
                     rid=call.options.rid,
                     n=self._n,
                     priority=self.body.shown.priority,
@@ -170,12 +170,15 @@ def _vertex_body(instances: list[JsonObject], parameters: JsonObject) -> JsonObj
     return body
 
 
-def _generation(request: web.Request, body: JsonObject) -> Generation:
+def _generation(request: web.Request, raw: JsonObject) -> Generation | BeamGeneration:
     state = request.app[STATE]
-    return Generation(state, parse_generate(body, state.config.preferred_sampling_params))
+    body = parse_generate(raw, state.config.preferred_sampling_params)
+    return BeamGeneration(state, body) if body.beam_width > 1 else Generation(state, body)
 
 
-async def _stream(request: web.Request, generation: Generation) -> web.StreamResponse:
+async def _stream(
+    request: web.Request, generation: Generation | BeamGeneration
+) -> web.StreamResponse:
     try:
         await generation.submit()
     except SamplingFieldError:
@@ -185,29 +188,35 @@ async def _stream(request: web.Request, generation: Generation) -> web.StreamRes
     return await send_events(request, generation.events(), _error_event)
 
 
-async def _reasoning_span(state: ServerState, prompt: Prompt) -> ReasoningSpan:
-    """The tokens around the reasoning in the answer to ``prompt``."""
-    llm = state.llm
+async def _thought(state: ServerState, call: Call, shown: Shown) -> Thought | None:
+    """The reasoning that the answer to ``call`` begins with; None where none is asked for."""
+    llm, budget = state.llm, shown.max_thinking_tokens
+    is_strict = state.config.enable_strict_thinking
+    if budget is not None and not is_strict:
+        raise InvalidRequestError(NEEDS_STRICT_THINKING.format(name="max_thinking_tokens"))
+    if budget is not None and not shown.reasoning:
+        raise InvalidRequestError(
+            f"max_thinking_tokens={budget} limits the reasoning of an output that begins with it; "
+            "send require_reasoning: true with it."
+        )
+    if not shown.reasoning:
+        return None
     name = llm.info.reasoning_parser
     if name is None:
         raise UnsupportedFeatureError(
             "`require_reasoning` is not supported: the server has no --reasoning-parser, so it "
             "does not know where reasoning ends. Leave it away or send false."
         )
-    assert not isinstance(prompt, InputEmbeds)  # refused with the body
-    marks = reasoning_format(name)
-    end_ids = await llm.encode(marks.think_end, add_special_tokens=False)
-    tail = prompt[-TAIL:] if isinstance(prompt, str) else llm.decode(prompt[-TAIL:])
-    is_inside = marks.starts_inside(tail)
-    return ReasoningSpan(end_ids, None if is_inside else llm.token_id(marks.think_start))
+    assert not isinstance(call.prompt, InputEmbeds)  # refused with the body
+    tail = call.prompt[-TAIL:] if isinstance(call.prompt, str) else llm.decode(call.prompt[-TAIL:])
+    is_inside = reasoning_format(name).starts_inside(tail)
+    return await thought_of(llm, name, is_inside=is_inside, is_strict=is_strict, budget=budget)
 
 
-def _constrained_after(span: ReasoningSpan | None, params: SamplingParams) -> SamplingParams:
-    """A grammar begins where the reasoning ends, or at once if there turns out to be none."""
-    if span is None or params.grammar is None:
-        return params
-    grammar = replace(params.grammar, starts_after=span.end_ids, starts_with=span.start_id)
-    return replace(params, grammar=grammar)
+def _span(thought: Thought | None) -> ReasoningSpan | None:
+    if thought is None:
+        return None
+    return ReasoningSpan(thought.end_ids, thought.start_ids)
 
 
 async def _refusal(error: JaxserveError) -> AsyncGenerator[bytes, None]:

@@ -43,7 +43,13 @@ class SamplingBody(BaseModel, extra="forbid"):
         le=1024,
         description="The same for all prompts of a batch; at most 65,536 sequences in a request.",
     )
-    beam_width: int | None = Field(default=None, description="Above 1: 400.")
+    beam_width: int | None = Field(
+        default=None,
+        ge=1,
+        le=10,
+        description="Above 1: beam search. `n` is how many beams are returned, in "
+        "`meta_info.beam_results`, the best also as the answer. Nothing is sampled.",
+    )
     json_schema: str | dict[str, Any] | None = Field(
         default=None, description="At most one of these four; an empty string is none."
     )
@@ -135,7 +141,10 @@ class GenerateBody(BaseModel):
     )
     return_prompt_token_ids: bool | None = False
     stream: bool | None = False
-    priority: int | None = Field(default=None, description="With --schedule-policy priority.")
+    priority: int | None = Field(
+        default=None,
+        description="With --enable-priority-scheduling or --schedule-policy priority.",
+    )
     session_params: SessionBody | list[SessionBody] | None = None
     session_id: str | None = Field(default=None, description="For routers in front; no effect.")
     extra_key: str | list[str] | None = Field(
@@ -146,6 +155,12 @@ class GenerateBody(BaseModel):
         default=False,
         description="The output begins with reasoning: a grammar begins after it, and it is "
         "counted in reasoning_tokens. Needs --reasoning-parser.",
+    )
+    max_thinking_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        description="After so many tokens of reasoning its end mark is forced, and the answer "
+        "follows. Needs require_reasoning and --enable-strict-thinking.",
     )
 
 
@@ -185,6 +200,12 @@ class MetaInfo(BaseModel):
     weight_version: str
     num_retractions: int
     e2e_latency: float | None = None
+    sequence_score: float | None = Field(
+        default=None, description="This and the next of a beam search: the logprob per token."
+    )
+    beam_results: list[dict[str, Any]] | None = Field(
+        default=None, description="Answers, best first; the first has a whole meta_info."
+    )
     input_token_logprobs: LogprobEntries | None = None
     output_token_logprobs: LogprobEntries | None = None
     output_token_logprobs_length: int | None = None

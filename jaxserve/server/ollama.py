@@ -88,7 +88,7 @@ class _Lines:
     """The answer to one request, as one object or as a line per increment."""
 
     def __init__(self, state: ServerState, model: str, said: Said, *, with_logprobs: bool) -> None:
-        self._decode = state.llm.decode_token if with_logprobs else None
+        self._texts = state.llm if with_logprobs else None
         self._model = model
         self._said = said
         self._start_s = time.perf_counter()
@@ -135,8 +135,8 @@ class _Lines:
         self, text: str, thinking: str, calls: list[JsonObject], logprobs: Sequence[TokenLogprob]
     ) -> JsonObject:
         line = {"model": self._model, "created_at": _now()} | self._said(text, thinking, calls)
-        if self._decode is not None and logprobs:
-            line["logprobs"] = chat_logprobs(logprobs, self._decode)["content"]
+        if self._texts is not None and logprobs:
+            line["logprobs"] = chat_logprobs(logprobs, self._texts)["content"]
         return line
 
     def _end(self, reader: BlockReader) -> JsonObject:

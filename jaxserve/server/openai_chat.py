@@ -18,7 +18,6 @@ from jaxserve.server.openai_format import (
     chat_logprobs,
     error_event,
     ids_member,
-    usage_member,
 )
 from jaxserve.server.sse import send_events
 from jaxserve.server.state import STATE, OpenStreams, ServerState
@@ -43,9 +42,10 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 def _usage_count(state: ServerState, turn: Turn) -> UsageCount:
     return UsageCount(
-        turn.num_choices,
+        [len(turn.prompt_ids)] * turn.num_choices,
         turn.body.n,
         with_cached=state.config.enable_cache_report,
+        is_continuous=bool(turn.body.stream_options.continuous_usage_stats),
         with_reasoning=state.llm.info.reasoning_parser is not None,
     )
 
@@ -77,9 +77,7 @@ def _choice(state: ServerState, turn: Turn, i: int, answer: ChatAnswer) -> JsonO
     choice: JsonObject = {
         "index": i,
         "message": _message(answer),
-        "logprobs": chat_logprobs(chunk.logprobs, state.llm.decode_token)
-        if body.logprobs
-        else None,
+        "logprobs": chat_logprobs(chunk.logprobs, state.llm) if body.logprobs else None,
         "finish_reason": answer.finish.type,
         "matched_stop": answer.finish.matched,
     }
@@ -154,10 +152,9 @@ async def _events(
             return chunk_format.bare_content(i, content)
         count.update(i, chunk.usage, reasoning_tokens)
         hidden.update(i, chunk.hidden_states)
-        usage = usage_member(count.as_dict()) if options.continuous_usage_stats else b""
-        logprobs = chat_logprobs(chunk.logprobs, decode) if body.logprobs else None
+        logprobs = chat_logprobs(chunk.logprobs, state.llm) if body.logprobs else None
         extras = ids_member("token_ids", chunk.token_ids) if body.return_token_ids else b""
-        return chunk_data(chunk_format, delta, logprobs, extras, usage)
+        return chunk_data(chunk_format, delta, logprobs, extras, count.member())
 
     is_bare = not (
         options.continuous_usage_stats
@@ -165,9 +162,9 @@ async def _events(
         or body.return_token_ids
         or body.return_hidden_states
     )
-    decode = state.llm.decode_token
     prompt_ids = ids_member("prompt_token_ids", turn.prompt_ids) if body.return_token_ids else b""
-    roles = b"".join(chunk_format.role(i, prompt_ids) for i in range(turn.num_choices))
+    usage = count.member()
+    roles = b"".join(chunk_format.role(i, prompt_ids, usage) for i in range(turn.num_choices))
     yield roles + data_of(first)
     async for delta in deltas:
         if data := data_of(delta):

@@ -19,7 +19,6 @@ from jaxserve.server.openai_format import (
     completion_logprobs,
     error_event,
     ids_member,
-    usage_member,
 )
 from jaxserve.server.openai_types import COMPLETION_UNSUPPORTED, CompletionBody, sampling_defaults
 from jaxserve.server.service import TextService
@@ -30,13 +29,20 @@ from jaxserve.server.streams import Item, check_not_failed, merge, results
 
 @dataclass(slots=True)
 class _Choice:
-    """What one choice has produced so far."""
+    """What one sample has produced so far; ``stream`` is its position among the streams."""
 
+    stream: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     hidden: LastHidden = field(default_factory=lambda: LastHidden(1))
     finish: FinishReason | None = None
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of the tokens that were generated; 0 of none, as likely as can be."""
+        own = self.logprobs[len(self.logprobs) - len(self.token_ids) :]
+        return sum(item.logprob or 0.0 for item in own) / max(1, len(own))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +62,18 @@ class _Answer:
 
     def usage_count(self) -> UsageCount:
         """A fresh count of this request's tokens."""
-        cached = self.state.config.enable_cache_report
-        return UsageCount(self.num_choices, self.body.n, with_cached=cached)
+        return UsageCount(
+            [len(stream.prompt_ids) for stream in self.opened.streams],
+            self.body.num_samples,
+            with_cached=self.state.config.enable_cache_report,
+            is_continuous=bool(self.body.stream_options.continuous_usage_stats),
+        )
 
     def logprobs(self, items: Sequence[TokenLogprob]) -> JsonObject | None:
         """``items`` as the API writes them; None when none were asked for."""
         if self.body.logprobs is None:
             return None
-        return completion_logprobs(items, self.state.llm.decode_token)
+        return completion_logprobs(items, self.state.llm)
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -76,7 +86,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         sampling_defaults(state.config.sampling_defaults, state.llm.info.generation_defaults)
     )
     prompts = body.prompts()
-    check_num_sequences(len(prompts), body.n)
+    check_num_sequences(len(prompts), body.num_samples)
     rid = body.rid or uuid.uuid4().hex
     with OpenStreams() as opened:
         await _submit(state.llm, body, prompts, params, rid, opened)
@@ -107,7 +117,7 @@ async def _submit(
                 prompt,
                 params,
                 rid=rid if len(prompts) == 1 else f"{rid}_{i}",
-                n=body.n,
+                n=body.num_samples,
                 priority=body.priority,
                 clamp_max_new_tokens=body.max_tokens is None,
                 cache_namespace=body.cache_namespace,
@@ -120,16 +130,16 @@ def _prefixes(
     state: ServerState, body: CompletionBody, prompts: Sequence[str | tuple[int, ...]]
 ) -> tuple[str, ...]:
     if not body.echo:
-        return ("",) * (len(prompts) * body.n)
+        return ("",) * (len(prompts) * body.num_samples)
     texts = [p if isinstance(p, str) else state.llm.decode(p) for p in prompts]
-    return tuple(text for text in texts for _ in range(body.n))
+    return tuple(text for text in texts for _ in range(body.num_samples))
 
 
 # --- whole ---
 
 
 async def _whole(answer: _Answer) -> JsonObject:
-    choices = [_Choice(prefix) for prefix in answer.prefixes]
+    choices = [_Choice(i, prefix) for i, prefix in enumerate(answer.prefixes)]
     count = answer.usage_count()
     async for i, chunk in results(answer.opened.streams):
         choice = choices[i]
@@ -144,13 +154,25 @@ async def _whole(answer: _Answer) -> JsonObject:
         "object": "text_completion",
         "created": answer.created,
         "model": answer.body.model,
-        "choices": [_choice(answer, i, choice) for i, choice in enumerate(choices)],
+        "choices": [_choice(answer, i, c) for i, c in enumerate(_best(answer.body, choices))],
         "usage": count.as_dict(),
         "metadata": {"weight_version": answer.state.llm.info.weight_version},
     }
     if answer.body.return_cached_tokens_details:
         whole["sglext"] = count.sglext()
     return whole
+
+
+def _best(body: CompletionBody, choices: Sequence[_Choice]) -> list[_Choice]:
+    """The ``n`` likeliest samples of each prompt, the likeliest first if there is a choice."""
+    size = body.num_samples
+    if size == body.n:
+        return list(choices)
+    best = []
+    for i in range(0, len(choices), size):
+        ranked = sorted(choices[i : i + size], key=lambda choice: -choice.mean_logprob)
+        best += ranked[: body.n]
+    return best
 
 
 def _choice(answer: _Answer, i: int, choice: _Choice) -> JsonObject:
@@ -164,7 +186,7 @@ def _choice(answer: _Answer, i: int, choice: _Choice) -> JsonObject:
     }
     if answer.body.return_token_ids:
         members["token_ids"] = choice.token_ids
-        members["prompt_token_ids"] = answer.opened.streams[i].prompt_ids
+        members["prompt_token_ids"] = answer.opened.streams[choice.stream].prompt_ids
     if answer.body.return_hidden_states:
         members["hidden_states"] = choice.hidden.of(0)
     return members
@@ -197,16 +219,15 @@ async def _events(
             return chunk_format.bare_text(i, chunk.text)
         count.update(i, chunk.usage)
         hidden.update(i, chunk.hidden_states)
-        usage = usage_member(count.as_dict()) if options.continuous_usage_stats else b""
         logprobs = chunk.prompt_logprobs + chunk.logprobs
         if not (chunk.text or logprobs or chunk.finish is not None):
             return b""
         extras = ids_member("token_ids", chunk.token_ids) if body.return_token_ids else b""
         return chunk_format.text(
-            i, chunk.text, answer.logprobs(logprobs), chunk.finish, extras, usage
+            i, chunk.text, answer.logprobs(logprobs), chunk.finish, extras, count.member()
         )
 
-    if opening := _opening(answer, chunk_format):
+    if opening := _opening(answer, chunk_format, count.member()):
         yield opening
     if data := data_of(*first):
         yield data
@@ -228,7 +249,7 @@ def _closing(answer: _Answer, chunk_format: ChunkFormat, count: UsageCount) -> b
     return data
 
 
-def _opening(answer: _Answer, chunk_format: ChunkFormat) -> bytes:
+def _opening(answer: _Answer, chunk_format: ChunkFormat, usage: bytes) -> bytes:
     """The echoed prompts, and their ids where they are asked for."""
     if not (answer.body.echo or answer.body.return_token_ids):
         return b""
@@ -236,5 +257,5 @@ def _opening(answer: _Answer, chunk_format: ChunkFormat) -> bytes:
     for i, stream in enumerate(answer.opened.streams):
         ids = ids_member("prompt_token_ids", stream.prompt_ids)
         extras = ids if answer.body.return_token_ids else b""
-        chunks.append(chunk_format.text(i, answer.prefixes[i], None, None, extras, b""))
+        chunks.append(chunk_format.text(i, answer.prefixes[i], None, None, extras, usage))
     return b"".join(chunks)

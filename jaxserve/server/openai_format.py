@@ -13,9 +13,9 @@ from jaxserve.errors import JaxserveError
 from jaxserve.parsers import ToolCallDelta
 from jaxserve.request import FinishReason, TokenLogprob, Usage
 from jaxserve.server.http_errors import Dialect, error_object
+from jaxserve.server.service import TokenTexts
 from jaxserve.server.sse import event
 
-DecodeToken = Callable[[int], str]
 JsonObject = dict[str, object]
 
 _OPEN = b'"finish_reason":null,"matched_stop":null'
@@ -49,20 +49,28 @@ class UsageCount:
     """Token counts of one HTTP request: a prompt counts once, not once per choice.
 
     Args:
-        num_choices: of all prompts together.
+        prompt_lens: tokens of the prompt of each choice, of all prompts together.
         n: choices per prompt.
         with_cached: tell how many prompt tokens came from the prefix cache.
         with_reasoning: tell how many output tokens were reasoning, in OpenAI's place too.
+        is_continuous: every chunk of a stream tells the counts so far.
     """
 
     def __init__(
-        self, num_choices: int, n: int, *, with_cached: bool, with_reasoning: bool = False
+        self,
+        prompt_lens: Sequence[int],
+        n: int,
+        *,
+        with_cached: bool,
+        with_reasoning: bool = False,
+        is_continuous: bool = False,
     ) -> None:
-        self._usages = [Usage(0, 0, 0)] * num_choices
-        self._reasoning = [0] * num_choices
+        self._usages = [Usage(prompt_len, 0, 0) for prompt_len in prompt_lens]
+        self._reasoning = [0] * len(prompt_lens)
         self._n = n
         self._with_cached = with_cached
         self._with_reasoning = with_reasoning
+        self._is_continuous = is_continuous
 
     def update(self, choice: int, usage: Usage, reasoning_tokens: int = 0) -> None:
         """Keep the latest counts of a choice."""
@@ -91,17 +99,27 @@ class UsageCount:
             ),
         }
 
+    def member(self) -> bytes:
+        """The counts so far as a further member of a chunk; empty unless they are continuous."""
+        return b',"usage":%b' % orjson.dumps(self.as_dict()) if self._is_continuous else b""
+
     def sglext(self) -> JsonObject:
         """SGLang's extension: where the cached tokens came from; there is no host tier."""
         return {"cached_tokens_details": {"device": self.cached_tokens, "host": 0}}
 
 
-def chat_logprobs(logprobs: Sequence[TokenLogprob], decode: DecodeToken) -> JsonObject:
-    """Logprobs as /v1/chat/completions writes them."""
+def chat_logprobs(logprobs: Sequence[TokenLogprob], texts: TokenTexts) -> JsonObject:
+    """Logprobs as /v1/chat/completions writes them.
+
+    The bytes are the token's own: where a character takes several tokens, only they tell it.
+    """
 
     def entry(token_id: int, logprob: float | None) -> JsonObject:
-        token = decode(token_id)
-        return {"token": token, "bytes": list(token.encode()), "logprob": logprob}
+        return {
+            "token": texts.decode_token(token_id),
+            "bytes": list(texts.token_bytes(token_id)),
+            "logprob": logprob,
+        }
 
     return {
         "content": [
@@ -112,22 +130,28 @@ def chat_logprobs(logprobs: Sequence[TokenLogprob], decode: DecodeToken) -> Json
     }
 
 
-def completion_logprobs(logprobs: Sequence[TokenLogprob], decode: DecodeToken) -> JsonObject:
+def completion_logprobs(logprobs: Sequence[TokenLogprob], texts: TokenTexts) -> JsonObject:
     """Logprobs as /v1/completions writes them; text_offset is not computed, as in SGLang.
 
-    The first token of a prompt has neither a logprob nor top logprobs: both are null.
+    The first token of a prompt has neither a logprob nor top logprobs: both are null.  Of top
+    tokens that are written alike, such as parts of characters, the likeliest is told.
     """
+    decode = texts.decode_token
     return {
         "text_offset": [-1] * len(logprobs),
         "token_logprobs": [item.logprob for item in logprobs],
         "tokens": [decode(item.token_id) for item in logprobs],
         "top_logprobs": [
-            None
-            if item.logprob is None
-            else {decode(token_id): logprob for token_id, logprob in item.top}
-            for item in logprobs
+            None if item.logprob is None else _by_text(item.top, decode) for item in logprobs
         ],
     }
+
+
+def _by_text(top: Sequence[tuple[int, float]], decode: Callable[[int], str]) -> dict[str, float]:
+    logprobs: dict[str, float] = {}
+    for token_id, logprob in top:  # the likeliest first
+        logprobs.setdefault(decode(token_id), logprob)
+    return logprobs
 
 
 def call_delta(delta: ToolCallDelta) -> JsonObject:
@@ -154,10 +178,10 @@ class ChunkFormat:
         self._content_heads = [b'%b"delta":{"content":' % head for head in self._heads]
         self._text_heads = [b'%b"text":' % head for head in self._heads]
 
-    def role(self, choice: int, extras: bytes = b"") -> bytes:
+    def role(self, choice: int, extras: bytes, usage: bytes) -> bytes:
         """The first chunk of a chat choice."""
         delta = b'"role":"assistant","content":"","reasoning_content":null'
-        return self._delta(choice, delta, b"null", extras, b"")
+        return self._delta(choice, delta, b"null", extras, usage)
 
     def content(
         self, choice: int, text: str, logprobs: JsonObject | None, extras: bytes, usage: bytes
@@ -232,11 +256,6 @@ class ChunkFormat:
     def without_choices(self, name: str, value: JsonObject) -> bytes:
         """A chunk that tells of the whole request: its ``usage``, ``sglext``."""
         return b'%b"choices":[],"%b":%b}\n\n' % (self._top, name.encode(), orjson.dumps(value))
-
-
-def usage_member(usage: JsonObject) -> bytes:
-    """``usage`` as a further member of a chunk."""
-    return b',"usage":%b' % orjson.dumps(usage)
 
 
 def ids_member(name: str, token_ids: Sequence[int]) -> bytes:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jaxserve.errors import InvalidRequestError, UnsupportedFeatureError
+from jaxserve.errors import InvalidRequestError
 from jaxserve.native_request import MAX_N, cache_namespace, session_params
 from jaxserve.request import HiddenStates, SamplingParams, SessionParams
 from jaxserve.sampling_dict import sampling_params_from_dict
@@ -77,10 +77,14 @@ class CommonBody(BaseModel):
     stop_regex: str | Items[str] = Field(default_factory=list)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
+    spaces_between_special_tokens: Annotated[
+        bool, Field(description="No tokenizer.json's decoder puts any; without effect.")
+    ] = True
     no_stop_trim: bool = False
     rid: str | None = None
-    priority: int = 0
+    priority: Annotated[
+        int, Field(description="With --enable-priority-scheduling or --schedule-policy priority.")
+    ] = 0
     cache_salt: Annotated[
         str, Field(description="Prefixes are shared only among equal cache_salt and extra_key.")
     ] = ""
@@ -208,8 +212,19 @@ class CompletionBody(CommonBody):
         bool, Field(description="Puts the prompt in front, with `logprobs` also its logprobs.")
     ] = False
     best_of: Annotated[
-        int | None, Field(description="Above n: 400; the samples are not ranked.")
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_N,
+            description="Above n: so many samples, of which the n are told whose tokens are the "
+            "likeliest on average; not with `stream`.",
+        ),
     ] = None
+
+    @property
+    def num_samples(self) -> int:
+        """Sequences to generate per prompt."""
+        return max(self.n, self.best_of or 0)
 
     @property
     def max_new_tokens(self) -> int:
@@ -234,15 +249,16 @@ class CompletionBody(CommonBody):
         """How to sample, with the prompt's logprobs where an echo shows them.
 
         Raises:
-            UnsupportedFeatureError: best_of.
-            InvalidRequestError: a value out of its range.
+            InvalidRequestError: a value out of its range, or a ranking in a stream.
         """
-        if self.best_of is not None and self.best_of > self.n:
-            raise UnsupportedFeatureError(
-                f"`best_of` {self.best_of} is larger than n={self.n}: ranking is not supported. "
-                "Leave it away and raise n."
+        is_ranked = self.num_samples > self.n
+        if is_ranked and self.stream:
+            raise InvalidRequestError(
+                f"best_of={self.best_of} above n={self.n} cannot be streamed: the best samples are "
+                "known at the end. Send stream=false, or leave best_of away."
             )
-        params = self.sampling_params(self.max_new_tokens, self.logprobs, defaults)
+        num_logprobs = 0 if is_ranked and self.logprobs is None else self.logprobs
+        params = self.sampling_params(self.max_new_tokens, num_logprobs, defaults)
         if self.echo and self.logprobs is not None:
             return replace(params, prompt_logprobs_start=0)
         return params

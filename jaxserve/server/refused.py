@@ -7,9 +7,10 @@ from jaxserve.server.http_errors import Dialect
 from jaxserve.server.json_body import read_object, read_v1_object
 from jaxserve.server.route import Auth, Route, Status, refused
 
+# SGLang's first sentence, which clients know; its second one names a flag that there is not.
 NOT_AN_EMBEDDING_MODEL = (
-    "This model does not appear to be an embedding model by default. Please add `--is-embedding` "
-    "when launching the server or try another model."
+    "This model does not appear to be an embedding model by default. This server has no "
+    "`--is-embedding`: it serves models that generate text; ask one that serves an embedding model."
 )
 NO_RERANKER = "The served model is not a reranker; serve one that is, or rank by POST /v1/score."
 NO_CLASSIFIER = "The served model is not a classifier; serve one that is."

@@ -59,7 +59,7 @@ class _Job:
             temperature=temperature,
             top_p=_number(body.top_p, defaults.get("top_p", 1.0)),
             is_stored=store.is_enabled and body.store,
-            decode=state.llm.decode_token if body.with_logprobs else None,
+            texts=state.llm if body.with_logprobs else None,
         )
 
     def keep(self, response: JsonObject) -> None:

@@ -24,7 +24,6 @@ from jaxserve.request import Usage
 from jaxserve.server.blocks import Block, BlockEvent, BlockReader, Kind
 from jaxserve.server.chat_delta import Delta, TurnFinish
 from jaxserve.server.json_body import JsonObject
-from jaxserve.server.openai_format import DecodeToken
 from jaxserve.server.responses_items import (
     item_id,
     output_item,
@@ -33,6 +32,7 @@ from jaxserve.server.responses_items import (
     text_part,
 )
 from jaxserve.server.responses_types import ResponsesBody
+from jaxserve.server.service import TokenTexts
 
 _DELTA = {
     Kind.TEXT: "response.output_text.delta",
@@ -50,7 +50,7 @@ class ResponseFormat:
         created_at: seconds since 1970.
         temperature, top_p: what it is sampled with.
         is_stored: whether it can be got later.
-        decode: writes the tokens of logprobs; None: none were asked for.
+        texts: writes the tokens of logprobs; None: none were asked for.
     """
 
     body: ResponsesBody
@@ -59,7 +59,7 @@ class ResponseFormat:
     temperature: float | None
     top_p: float | None
     is_stored: bool
-    decode: DecodeToken | None
+    texts: TokenTexts | None
 
     def unfinished(self, status: str, error: BaseException | None = None) -> JsonObject:
         """The object without output: queued, in_progress, cancelled or failed."""
@@ -91,7 +91,7 @@ class ResponseFormat:
         """The item that ``block`` is."""
         item_status = "incomplete" if status == "cancelled" else status
         is_encrypted = self.body.with_encrypted_reasoning
-        return output_item(block, item_status, self.decode, is_encrypted=is_encrypted)
+        return output_item(block, item_status, self.texts, is_encrypted=is_encrypted)
 
     def _common(self) -> JsonObject:
         body = self.body
@@ -214,9 +214,9 @@ class EventWriter:
             return self._item_event(_DELTA[kind], event, delta=event.text)
         if kind is Kind.REASONING:
             return self._part_event(_DELTA[kind], event, delta=event.text)
-        if self._format.decode is None:
+        if self._format.texts is None:
             return self._plain_delta(event)
-        logprobs = text_logprobs(event.logprobs, self._format.decode)
+        logprobs = text_logprobs(event.logprobs, self._format.texts)
         return self._part_event(_DELTA[kind], event, delta=event.text, logprobs=logprobs)
 
     def _plain_delta(self, event: BlockEvent) -> bytes:
@@ -235,10 +235,10 @@ class EventWriter:
         )
 
     def _close(self, event: BlockEvent, status: str) -> bytes:
-        block, decode = event.block, self._format.decode
+        block, texts = event.block, self._format.texts
         match block.kind:
             case Kind.TEXT:
-                part = text_part(block.text, block.logprobs, decode)
+                part = text_part(block.text, block.logprobs, texts)
                 fields = {"text": block.text, "logprobs": part["logprobs"]}
                 data = self._part_event("response.output_text.done", event, **fields)
                 data += self._part_event("response.content_part.done", event, part=part)

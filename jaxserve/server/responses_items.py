@@ -14,7 +14,8 @@ from jaxserve.errors import InvalidRequestError, UnsupportedFeatureError
 from jaxserve.request import TokenLogprob
 from jaxserve.server.blocks import Block, Kind
 from jaxserve.server.json_body import JsonObject
-from jaxserve.server.openai_format import DecodeToken, chat_logprobs
+from jaxserve.server.openai_format import chat_logprobs
+from jaxserve.server.service import TokenTexts
 
 ROLES = ("user", "assistant", "system", "developer")
 _PREFIX = {Kind.REASONING: "rs_", Kind.TEXT: "msg_", Kind.CALL: "fc_"}
@@ -178,20 +179,20 @@ def _reasoning_text(i: int, item: JsonObject) -> str:
 
 
 def output_item(
-    block: Block, status: str, decode: DecodeToken | None, *, is_encrypted: bool
+    block: Block, status: str, texts: TokenTexts | None, *, is_encrypted: bool
 ) -> JsonObject:
     """What ``block`` is among the output.
 
     Args:
         status: in_progress (then its text is still empty), completed or incomplete.
-        decode: writes the tokens of logprobs; None: none were asked for.
+        texts: writes the tokens of logprobs; None: none were asked for.
         is_encrypted: reasoning carries ``encrypted_content`` too.
     """
     item: JsonObject = {"id": item_id(block), "type": "message", "status": status}
     is_empty = status == "in_progress"
     match block.kind:
         case Kind.TEXT:
-            content = [] if is_empty else [text_part(block.text, block.logprobs, decode)]
+            content = [] if is_empty else [text_part(block.text, block.logprobs, texts)]
             return item | {"role": "assistant", "content": content}
         case Kind.REASONING:
             parts = [] if is_empty else [reasoning_part(block.text)]
@@ -212,15 +213,13 @@ def item_id(block: Block) -> str:
     return _PREFIX[block.kind] + block.uid
 
 
-def text_part(
-    text: str, logprobs: Sequence[TokenLogprob], decode: DecodeToken | None
-) -> JsonObject:
+def text_part(text: str, logprobs: Sequence[TokenLogprob], texts: TokenTexts | None) -> JsonObject:
     """The one part of a message."""
     return {
         "type": "output_text",
         "text": text,
         "annotations": [],
-        "logprobs": text_logprobs(logprobs, decode),
+        "logprobs": text_logprobs(logprobs, texts),
     }
 
 
@@ -229,9 +228,9 @@ def reasoning_part(text: str) -> JsonObject:
     return {"type": "reasoning_text", "text": text}
 
 
-def text_logprobs(logprobs: Sequence[TokenLogprob], decode: DecodeToken | None) -> object:
+def text_logprobs(logprobs: Sequence[TokenLogprob], texts: TokenTexts | None) -> object:
     """Logprobs as parts and deltas carry them; none where none were asked for."""
-    return [] if decode is None else chat_logprobs(logprobs, decode)["content"]
+    return [] if texts is None else chat_logprobs(logprobs, texts)["content"]
 
 
 def _encrypted(text: str) -> str:

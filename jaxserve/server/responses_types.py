@@ -77,10 +77,12 @@ class ResponsesBody(CommonBody):
     store: bool = True
     background: bool = False
     truncation: Literal["disabled"] = "disabled"
-    service_tier: str = "auto"
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
+    service_tier: Annotated[str, Field(description="There is one, which is `default`.")] = "auto"
+    user: Annotated[str | None, Field(description="Comes back in the answer.")] = None
+    safety_identifier: Annotated[str | None, Field(description="Likewise.")] = None
+    prompt_cache_key: Annotated[
+        str | None, Field(description="Likewise; any prefix is found in the cache without it.")
+    ] = None
     chat_template_kwargs: JsonObject = {}
     request_id: Annotated[
         str | None,
@@ -96,19 +98,6 @@ class ResponsesBody(CommonBody):
     def with_encrypted_reasoning(self) -> bool:
         """Whether a reasoning item carries a copy that clients send back unread."""
         return _INCLUDED[1] in self.include
-
-    def chosen_tools(self) -> list[JsonObject]:
-        """The tools that may be called: all, or those of an ``allowed_tools`` choice.
-
-        Raises:
-            InvalidRequestError: the choice names a tool that is not there.
-        """
-        allowed = _allowed_names(self.tool_choice)
-        if allowed is None:
-            return self.tools
-        for name in allowed - {tool.get("name") for tool in self.tools}:
-            raise InvalidRequestError(f"Tool '{name}' not found in tools list.")
-        return [tool for tool in self.tools if tool.get("name") in allowed]
 
     def chat_body(self, messages: Sequence[JsonObject], temperature: float | None) -> ChatBody:
         """The same request in chat's words.
@@ -127,7 +116,7 @@ class ResponsesBody(CommonBody):
                 "messages": messages,
                 "temperature": temperature,
                 "max_completion_tokens": self.max_output_tokens,
-                "tools": [_chat_tool(i, tool) for i, tool in enumerate(self.chosen_tools())],
+                "tools": [_chat_tool(i, tool) for i, tool in enumerate(self.tools)],
                 "tool_choice": _chat_tool_choice(self.tool_choice),
                 "parallel_tool_calls": self.parallel_tool_calls,
                 "response_format": _chat_format(self.text.format),
@@ -210,15 +199,6 @@ def _chat_tool(i: int, tool: JsonObject) -> JsonObject:
     return {"type": "function", "function": {k: tool[k] for k in fields if tool.get(k) is not None}}
 
 
-def _allowed_names(choice: str | JsonObject) -> set[object] | None:
-    if isinstance(choice, str) or choice.get("type") != "allowed_tools":
-        return None
-    tools = choice.get("tools")
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise InvalidRequestError("tool_choice.tools must be a list of tools with a name.")
-    return {tool.get("name") for tool in tools}
-
-
 def _chat_tool_choice(choice: str | JsonObject) -> str | JsonObject:
     if isinstance(choice, str):
         return choice
@@ -229,7 +209,10 @@ def _chat_tool_choice(choice: str | JsonObject) -> str | JsonObject:
         mode = choice.get("mode", "auto")
         if mode not in ("auto", "required"):
             raise InvalidRequestError(f"tool_choice.mode must be auto or required, got {mode!r}.")
-        return str(mode)
+        tools = choice.get("tools")
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise InvalidRequestError("tool_choice.tools must be a list of tools with a name.")
+        return {"type": kind, kind: {"mode": mode, "tools": tools}}
     raise UnsupportedFeatureError(
         f"`tool_choice` of type {kind!r} is not supported: this server runs no tools itself. "
         "Allowed are function and allowed_tools."

@@ -14,7 +14,8 @@ ROUTES = (
         answer=MessageObject, summary="Answer a conversation, in Anthropic's API.",
         media_types=("application/json", EVENTS), status=Status.DIFFERS,
         why="`max_tokens` is shortened to what fits in the context (stop_reason "
-        "`model_context_window_exceeded`). `thinking.budget_tokens` is checked and not enforced. "
+        "`model_context_window_exceeded`). `thinking.budget_tokens` is enforced with "
+        "--enable-strict-thinking, else checked only. "
         "Tools are your own only; an `is_error` result is shown to the model with `Error: ` "
         "before it. A key may also come as `x-api-key`.",
     ),

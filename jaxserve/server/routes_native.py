@@ -26,7 +26,8 @@ LIVENESS = (
     ),
     Route(
         methods=("GET",), path="/health_generate", handler=native.health_generate, auth=Auth.OPEN,
-        summary="200 once one token has been generated, 503 if it cannot be within 20 s.",
+        summary="200 once one token has been generated, 503 if it cannot be in "
+        "--health-check-timeout-s.",
         media_types=(), status=Status.DIFFERS,
         why="Takes as long as one token does.",
     ),
@@ -89,7 +90,7 @@ CONTROL = (
         methods=GET_POST, path="/open_session", handler=session_endpoints.open_session,
         summary="Open a session; the answer is its id.", body=session_endpoints.OpenSessionBody,
         answer=str, status=Status.DIFFERS,
-        why="capacity_of_str_len is enforced, in tokens; `streaming` sessions are refused.",
+        why="capacity_of_str_len is enforced, in tokens. `streaming` needs no flag and pins no KV.",
     ),
     Route(
         methods=GET_POST, path="/close_session", handler=session_endpoints.close_session,

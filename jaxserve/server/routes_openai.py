@@ -24,8 +24,8 @@ ROUTES = (
         dialect=Dialect.OPENAI, starts_work=True, body=CompletionBody,
         refuses=COMPLETION_UNSUPPORTED, answer=Completion,
         summary="Complete a prompt.", status=Status.DIFFERS,
-        why="`seed` is always honoured. `suffix` and `best_of` above `n` are a 400 (SGLang ignores "
-        "them).",
+        why="`seed` is always honoured. `suffix` is a 400. `best_of` is OpenAI's: the likeliest "
+        "`n` of so many samples, not with `stream` (SGLang ignores both).",
         media_types=("application/json", EVENTS),
     ),
     Route(

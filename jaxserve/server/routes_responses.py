@@ -23,7 +23,12 @@ class _GetQuery(BaseModel):
 
 
 class _ListQuery(BaseModel):
-    limit: int = Field(20, ge=1, le=100, description="Items of one page.")
+    limit: int = Field(
+        responses.DEFAULT_LISTED_ITEMS,
+        ge=1,
+        le=responses.MAX_LISTED_ITEMS,
+        description="Items of one page.",
+    )
     order: Literal["asc", "desc"] = "desc"
     after: str | None = Field(None, description="The id of the item before the page.")
 

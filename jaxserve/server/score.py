@@ -45,7 +45,9 @@ class ScoreBody(BaseModel):
     item_first: Annotated[bool, Field(description="The item stands before the query.")] = False
     model: str = "default"
     rid: str | None = None
-    priority: int = 0
+    priority: Annotated[
+        int, Field(description="With --enable-priority-scheduling or --schedule-policy priority.")
+    ] = 0
 
     def prompts(self) -> list[str | tuple[int, ...]]:
         """One per item.
@@ -74,6 +76,19 @@ class ScoreBody(BaseModel):
             )
         return tuple(item + self.query if self.item_first else self.query + item)
 
+    def check_labels(self, vocab_size: int) -> None:
+        """Refuse a label that is no token; in SGLang's words.
+
+        Raises:
+            InvalidRequestError: names the first such id.
+        """
+        for token_id in self.label_token_ids:
+            if not 0 <= token_id < vocab_size:
+                raise InvalidRequestError(
+                    f"Token ID {token_id} is out of vocabulary (vocab size: {vocab_size}); "
+                    "label_token_ids are ids of tokens."
+                )
+
     def label_groups(self) -> list[tuple[int, ...]]:
         """The labels, as many at once as one sequence can be asked for."""
         ids, size = self.label_token_ids, MAX_LOGPROB_TOKEN_IDS
@@ -87,6 +102,7 @@ async def score(request: web.Request) -> web.Response:
     refuse_unsupported(raw, SCORE_UNSUPPORTED)
     body = parse(ScoreBody, raw)
     prompts, groups = body.prompts(), body.label_groups()
+    body.check_labels(state.llm.info.vocab_size)
     if len(prompts) * len(groups) > MAX_SEQUENCES:
         raise InvalidRequestError(
             f"{len(prompts)} items with {len(body.label_token_ids)} labels are "

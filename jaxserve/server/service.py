@@ -60,6 +60,10 @@ class ModelInfo(Protocol):
         """Width of the logits; token ids are below it."""
 
     @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Each ends an output."""
+
+    @property
     def model_type(self) -> str: ...
 
     @property
@@ -88,7 +92,17 @@ class ModelInfo(Protocol):
         """The sampling fields of the model's generation_config.json; empty if it has none."""
 
 
-class TextService(Protocol):
+class TokenTexts(Protocol):
+    """How logprobs write their tokens."""
+
+    def decode_token(self, token_id: int) -> str:
+        """The text of one token by itself; U+FFFD for part of a character."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What it adds to a text: joined, the bytes of tokens are the text."""
+
+
+class TextService(TokenTexts, Protocol):
     """The asynchronous half of ``jaxserve.llm.LLM``."""
 
     @property
@@ -110,8 +124,14 @@ class TextService(Protocol):
     def is_paused(self) -> bool:
         """True from ``pause`` to ``resume``: requests are taken and wait."""
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """Token ids; long texts are cut into tokens off the event loop."""
+    async def encode(
+        self, text: str, *, add_special_tokens: bool = True, is_prompt: bool = True
+    ) -> tuple[int, ...]:
+        """Token ids; long texts are cut into tokens off the event loop.
+
+        Args:
+            is_prompt: False: they are only looked at, and may be more than the context holds.
+        """
 
     async def render_chat(
         self,
@@ -121,9 +141,8 @@ class TextService(Protocol):
         chat_template_kwargs: dict[str, object] | None = None,
         continue_final_message: bool = False,
         add_generation_prompt: bool = True,
+        is_prompt: bool = True,
     ) -> tuple[int, ...]: ...
-
-    def decode_token(self, token_id: int) -> str: ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str: ...
 
@@ -156,7 +175,12 @@ class TextService(Protocol):
         """Undo ``pause``; nothing if nothing is paused."""
 
     def open_session(
-        self, capacity: int, *, session_id: str | None = None, timeout_s: float | None = None
+        self,
+        capacity: int,
+        *,
+        session_id: str | None = None,
+        timeout_s: float | None = None,
+        is_streaming: bool = False,
     ) -> str:
         """Return the session's id.  ``capacity`` in tokens; ``timeout_s`` of idleness close it.
 

@@ -5,7 +5,7 @@ from pydantic import BaseModel, Field
 
 from jaxserve.request import PAUSE_MODES
 from jaxserve.server.http_errors import BodyError, json_response
-from jaxserve.server.json_body import JsonObject, parse, read_object
+from jaxserve.server.json_body import JsonObject, parse, read_optional_object
 from jaxserve.server.state import STATE
 
 
@@ -18,7 +18,9 @@ class OpenSessionBody(BaseModel):
     )
     session_id: str | None = None
     streaming: bool = Field(
-        default=False, description="true: 400. Any session's prefixes stay in the prefix cache."
+        default=False,
+        description="Every prompt goes on from the last request that was answered, one at a time. "
+        "Its prefixes stay in the prefix cache as long as there is room, as any session's.",
     )
     timeout: float | None = Field(
         default=None, description="The session closes after so many seconds without a request."
@@ -44,13 +46,11 @@ class PauseBody(BaseModel):
 async def open_session(request: web.Request) -> web.Response:
     """GET or POST /open_session: the session's id, a bare JSON string."""
     body = parse(OpenSessionBody, await _fields(request))
-    if body.streaming:
-        raise BodyError(
-            "`streaming` sessions are not supported; open the session without it: its prefixes "
-            "stay in the prefix cache as long as there is room."
-        )
     session_id = request.app[STATE].llm.open_session(
-        body.capacity_of_str_len, session_id=body.session_id, timeout_s=body.timeout
+        body.capacity_of_str_len,
+        session_id=body.session_id,
+        timeout_s=body.timeout,
+        is_streaming=body.streaming,
     )
     return json_response(session_id)
 
@@ -90,6 +90,4 @@ async def concate_and_append_request(request: web.Request) -> web.Response:
 
 async def _fields(request: web.Request) -> JsonObject:
     """The body, which clients of these endpoints leave away or put into the query."""
-    if request.can_read_body and await request.read():
-        return await read_object(request)
-    return dict(request.query)
+    return await read_optional_object(request) or dict(request.query)

@@ -1,7 +1,6 @@
 """Text without generating: tokenize, detokenize, and the parsers of tool calls and reasoning."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import Annotated
 
 from aiohttp import web
@@ -9,7 +8,8 @@ from pydantic import BaseModel, Field
 
 from jaxserve.errors import InvalidRequestError
 from jaxserve.parsers import ReasoningParser, ToolCallParser
-from jaxserve.server.chat_messages import template_messages
+from jaxserve.request import check_in_vocabulary
+from jaxserve.server.chat_messages import is_continued, template_messages
 from jaxserve.server.chat_reasoning import template_kwargs
 from jaxserve.server.chat_types import NO_EFFORT
 from jaxserve.server.http_errors import json_response
@@ -104,7 +104,10 @@ async def _tokens(state: ServerState, body: TokenizeBody) -> list[list[int]]:
     if body.prompt is not None:
         texts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
         special = body.add_special_tokens
-        return [list(await llm.encode(text, add_special_tokens=special)) for text in texts]
+        return [
+            list(await llm.encode(text, add_special_tokens=special, is_prompt=False))
+            for text in texts
+        ]
     effort = None if body.reasoning_effort is None else body.reasoning_effort.lower()
     kwargs = template_kwargs(
         state.config.default_chat_template_kwargs or {},
@@ -112,12 +115,14 @@ async def _tokens(state: ServerState, body: TokenizeBody) -> list[list[int]]:
         wants_reasoning=False if effort == NO_EFFORT else None,
         own=body.chat_template_kwargs,
     )
+    messages = body.messages or []
     token_ids = await llm.render_chat(
-        template_messages(body.messages or []),
+        template_messages(messages),
         tools=None if body.tool_choice == "none" else body.tools,
         chat_template_kwargs=kwargs,
-        continue_final_message=body.continue_final_message,
+        continue_final_message=is_continued(messages, body.continue_final_message),
         add_generation_prompt=body.add_generation_prompt,
+        is_prompt=False,
     )
     return [list(token_ids)]
 
@@ -130,7 +135,7 @@ async def detokenize(request: web.Request) -> web.Response:
     lists = [item if isinstance(item, list) else [item] for item in body.tokens]
     each = lists if is_list else [[token for item in lists for token in item]]
     for token_ids in each:
-        _check_ids(token_ids, llm.info.vocab_size)
+        check_in_vocabulary(token_ids, llm.info.vocab_size, field="tokens")
 
     def decode() -> list[str]:
         skip = body.skip_special_tokens
@@ -139,15 +144,6 @@ async def detokenize(request: web.Request) -> web.Response:
     is_long = sum(map(len, each)) > INLINE_TOKENS
     texts = await asyncio.to_thread(decode) if is_long else decode()
     return json_response({"text": texts if is_list else texts[0]})
-
-
-def _check_ids(token_ids: Sequence[int], vocab_size: int) -> None:
-    for token_id in token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise InvalidRequestError(
-                f"tokens contains out-of-vocabulary token id {token_id}; "
-                f"valid range is [0, {vocab_size})."
-            )
 
 
 async def parse_function_call(request: web.Request) -> web.Response:

@@ -28,10 +28,8 @@ _TEMPLATE_ERRORS = (
 )
 
 # Client-chosen template variables must not reach the other arguments of apply_chat_template.
-_RESERVED = frozenset(inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters) - {
-    "documents",
-    "kwargs",
-}
+_ARGUMENTS = inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters
+_RESERVED = frozenset(("messages", *_ARGUMENTS)) - {"documents", "kwargs"}
 
 
 def render_chat(

@@ -3,6 +3,9 @@
 Whatever way a sequence is cut into pushes, the joined increments are the text of the whole
 sequence, up to the first stop string or match of a stop_regex.  No increment holds half a
 character, nor the beginning of a stop that the next tokens may complete.
+
+A stop is looked for in the text with its special tokens, shown or not, as in SGLang: a client may
+stop at ``<|im_end|>`` whatever skip_special_tokens says.
 """
 
 import codecs
@@ -42,6 +45,8 @@ class Detokenizer:
         self, tokenizer: Tokenizer, prompt_ids: Sequence[int], sampling: SamplingParams
     ) -> None:
         skipped = tokenizer.special_token_ids if sampling.skip_special_tokens else frozenset()
+        self._skipped = skipped
+        self._decode = tokenizer.decode
         self._text: _TextSource = (
             _ByteText(tokenizer, skipped)
             if tokenizer.is_byte_level
@@ -58,7 +63,10 @@ class Detokenizer:
             return Increment(self._text.push(token_ids, is_last), len(token_ids))
         increment = ""
         for count, token_id in enumerate(token_ids, start=1):
-            text, matched = self._stops.push(self._text.push((token_id,), False))
+            if token_id in self._skipped:
+                text, matched = self._stops.push(self._decode((token_id,), False), is_hidden=True)
+            else:
+                text, matched = self._stops.push(self._text.push((token_id,), False))
             increment += text
             if matched is not None:
                 return Increment(increment, count, matched)
@@ -169,11 +177,19 @@ class _StopFinder:
         self._keeps_stop = keeps_stop
         self._held = ""  # the longest end of the text that may begin a stop
         self._num_given = 0  # characters before it
+        self._hidden: list[Match] = []  # where it is not shown, in characters of the whole text
 
-    def push(self, text: str) -> tuple[str, str | None]:
-        """Return what may be given out, and the stop string or the match that was found."""
+    def push(self, text: str, is_hidden: bool = False) -> tuple[str, str | None]:
+        """Return what may be given out, and the stop string or the match that was found.
+
+        Args:
+            is_hidden: ``text`` is looked at and never given out.
+        """
         if not text:
             return "", None
+        if is_hidden:
+            start = self._num_given + len(self._held)
+            self._hidden.append(Match(start, start + len(text)))
         self._held += text
         found = [
             Match(start, start + len(stop))
@@ -189,7 +205,8 @@ class _StopFinder:
                 *(search.begins - self._num_given for search in self._searches),
             ]
         )
-        given, self._held = self._held[:held_from], self._held[held_from:]
+        given = self._shown(held_from)
+        self._held = self._held[held_from:]
         self._num_given += held_from
         return given, None
 
@@ -198,8 +215,20 @@ class _StopFinder:
         found = self._relative(search.end() for search in self._searches)
         if found:
             return self._found(found)
-        held, self._held = self._held, ""
+        held, self._held = self._shown(len(self._held)), ""
         return held, None
+
+    def _shown(self, end: int) -> str:
+        """The first ``end`` characters that are held, without what is hidden."""
+        if not self._hidden:
+            return self._held[:end]
+        parts, at = [], 0
+        for hidden in self._relative(self._hidden):
+            parts.append(self._held[at : min(end, max(at, hidden.start))])
+            at = min(end, max(at, hidden.end))
+        parts.append(self._held[at:end])
+        self._hidden = [hidden for hidden in self._hidden if hidden.end > self._num_given + end]
+        return "".join(parts)
 
     def _relative(self, matches: Iterable[Match | None]) -> list[Match]:
         before = self._num_given
@@ -207,7 +236,7 @@ class _StopFinder:
 
     def _found(self, matches: list[Match]) -> tuple[str, str]:
         first = min(matches, key=lambda match: (match.end, match.start))
-        shown = self._held[: first.end if self._keeps_stop else first.start]
+        shown = self._shown(first.end if self._keeps_stop else first.start)
         return shown, self._held[first.start : first.end]
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,14 @@ class Tokenizer:
         Empty as a whole for a vocabulary whose tokens mean different things at different places,
         such as WordPiece's.
         """
-        if self._is_byte_level:
-            return tuple(map(self.token_bytes, range(self.vocab_size)))
-        if _SPACE not in str(orjson.loads(self._rust.to_str())["decoder"]):
+        if not (self._is_byte_level or self._is_spaced):
             return ()
-        return tuple(map(self._spaced_bytes, range(self.vocab_size)))
+        return tuple(map(self.token_bytes, range(self.vocab_size)))
+
+    @cached_property
+    def _is_spaced(self) -> bool:
+        """Whether tokens are written as SentencePiece writes them."""
+        return _SPACE in str(orjson.loads(self._rust.to_str())["decoder"])
 
     def _spaced_bytes(self, token_id: int) -> bytes:
         """SentencePiece's way: U+2581 is a space, <0x0A> a byte."""
@@ -153,17 +157,21 @@ class Tokenizer:
         return self._rust.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token of a byte-level vocabulary; an unknown id has none."""
+        """What one token adds to a text, part of a character perhaps; an unknown id has none."""
         known = self._token_bytes.get(token_id)
-        if known is not None:
-            return known
+        if known is None:
+            known = self._token_bytes[token_id] = self._bytes_of(token_id)
+        return known
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        if not self._is_byte_level:
+            if self._is_spaced:
+                return self._spaced_bytes(token_id)
+            return self.decode((token_id,), skip_special_tokens=False).encode()
         token = self._rust.id_to_token(token_id) or ""
         if all(character in _BYTE_OF for character in token):
-            found = bytes(_BYTE_OF[character] for character in token)
-        else:  # an added token written in plain characters
-            found = token.encode()
-        self._token_bytes[token_id] = found
-        return found
+            return bytes(_BYTE_OF[character] for character in token)
+        return token.encode()  # an added token written in plain characters
 
     def token_text(self, token_id: int) -> str | None:
         """The text of a token of a byte-level vocabulary; None unless it is whole characters."""

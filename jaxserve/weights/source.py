@@ -16,13 +16,13 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RevisionNotFoundError,
 )
 
+from jaxserve.config import LOAD_FORMATS
 from jaxserve.errors import ConfigError, ModelNotFoundError, WeightLoadError
 from jaxserve.gguf_header import read_gguf_header
 from jaxserve.weights.demo import DEMO_NAME, demo_model_path
 from jaxserve.weights.gguf import hf_config_from_header
 from jaxserve.weights.safetensors import has_safetensors
 
-LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 _CONFIG_FILE = "config.json"
 _GENERATION_CONFIG_FILE = "generation_config.json"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -115,7 +115,6 @@ def _post(url: str, body: dict[str, object], num_tokens: int = 4) -> dict:
 
 
 def _prompt_tokens(worker: LiveServer) -> float:
-    for line in worker.get("/metrics").text.splitlines():
-        if line.startswith("sglang:prompt_tokens_total"):
-            return float(line.rsplit(" ", 1)[1])
-    return 0.0
+    lines = worker.get("/metrics").text.splitlines()
+    counts = (line for line in lines if line.startswith("sglang:prompt_tokens_total"))
+    return sum(float(line.rsplit(" ", 1)[1]) for line in counts)

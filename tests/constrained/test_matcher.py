@@ -1,12 +1,12 @@
 """Following one sequence: masks, forced tokens, the end, reasoning before the grammar."""
 
 import asyncio
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from grammar_harness import (
     BOS,
+    CALL,
     EOS,
     OTHER_EOS,
     allowed,
@@ -18,17 +18,11 @@ from grammar_harness import (
 
 from jaxserve.constrained import CompiledGrammar, GrammarCompiler, Vocabulary, fill_masks
 from jaxserve.errors import GrammarError
-from jaxserve.request import Grammar
+from jaxserve.request import Grammar, Thought
 
-CALL = 3
 THINK_END = (10, 11)
-
-
-@pytest.fixture(scope="module")
-def compiler() -> Iterator[GrammarCompiler]:
-    compiler = GrammarCompiler(byte_level(), num_threads=1)
-    yield compiler
-    compiler.close()
+REASONING = Thought(end_ids=THINK_END)
+MAYBE = Thought(end_ids=THINK_END, start_ids=(CALL,))
 
 
 def compiled(compiler: GrammarCompiler, kind: str, source: str) -> CompiledGrammar:
@@ -128,7 +122,7 @@ def test_a_token_that_does_not_fit_is_an_error(compiler: GrammarCompiler) -> Non
 
 def test_nothing_is_masked_before_the_reasoning_has_ended(compiler: GrammarCompiler) -> None:
     vocabulary = byte_level()
-    matcher = compiled(compiler, "regex", "[0-9]").new_matcher(THINK_END)
+    matcher = compiled(compiler, "regex", "[0-9]").new_matcher(REASONING)
     assert not matcher.is_active and not matcher.forced_tokens() and not matcher.may_end
     assert len(allowed(matcher, vocabulary)) == vocabulary.num_mask_words * 32
     matcher.accept([10, 10, 500])
@@ -141,12 +135,12 @@ def test_the_first_token_decides_whether_there_is_reasoning(compiler: GrammarCom
     vocabulary = byte_level()
     grammar = compiled(compiler, "regex", "[0-9]a")
     digits = set(allowed(grammar.new_matcher(), vocabulary))
-    undecided = grammar.new_matcher(THINK_END, starts_with=CALL)
+    undecided = grammar.new_matcher(MAYBE)
     assert undecided.is_active and not undecided.forced_tokens()
     assert set(allowed(undecided, vocabulary)) == digits | {CALL}
     undecided.accept([CALL])
     assert not undecided.is_active
-    answering = grammar.new_matcher(THINK_END, starts_with=CALL)
+    answering = grammar.new_matcher(MAYBE)
     answering.accept(spelled("7", vocabulary))
     assert answering.is_active
     assert CALL not in allowed(answering, vocabulary)
@@ -170,13 +164,13 @@ def test_masks_of_many_rows(
     vocabulary.__dict__.pop("executor", None)
     matchers = [
         compiled(compiler, "regex", "[ab]+").new_matcher(),
-        compiled(compiler, "regex", "[0-9]").new_matcher(THINK_END),
+        compiled(compiler, "regex", "[0-9]").new_matcher(REASONING),
         compiled(compiler, "json_schema", "{}").new_matcher(),
-        compiled(compiler, "regex", "x").new_matcher(THINK_END, starts_with=CALL),
+        compiled(compiler, "regex", "x").new_matcher(MAYBE),
     ]
     masks = np.zeros((4, vocabulary.num_mask_words), np.uint32)
     fill_masks(matchers, masks)
-    alone = vocabulary.empty_masks(1)
+    alone = np.zeros((1, vocabulary.num_mask_words), np.uint32)
     for matcher, row in zip(matchers, masks, strict=True):
         fill_masks([matcher], alone)
         assert np.array_equal(row, alone[0])
@@ -187,7 +181,7 @@ def test_a_grammar_too_complex_to_follow_is_an_error(compiler: GrammarCompiler) 
     """A DFA of 2^40 states: the first masks are cheap, later ones are not."""
     pattern = ".*(a.{40}|b.{41}|c.{42}|d.{43})z"
     matcher = compiled(compiler, "regex", pattern).new_matcher()
-    masks = byte_level().empty_masks(1)
+    masks = np.zeros((1, byte_level().num_mask_words), np.uint32)
     rng = np.random.default_rng(0)
     with pytest.raises(GrammarError, match="simplify the grammar"):
         for _ in range(3000):

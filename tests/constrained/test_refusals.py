@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,13 +15,6 @@ STRING = {"type": "string"}
 DEEP: dict[str, Any] = {}
 for _ in range(130):
     DEEP = {"items": DEEP}
-
-
-@pytest.fixture(scope="module")
-def compiler() -> Iterator[GrammarCompiler]:
-    compiler = GrammarCompiler(byte_level(), num_threads=1)
-    yield compiler
-    compiler.close()
 
 
 def problem(compiler: GrammarCompiler, kind: GrammarKind, source: str) -> str:

@@ -24,7 +24,10 @@ def tiny_server(
     tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveServer]:
     log_path = tmp_path_factory.mktemp("tiny-server") / "log"
-    flags = f"--model-path {tiny_checkpoint} {SMALL} --max-total-tokens 256 --max-body-bytes 200000"
+    flags = (
+        f"--model-path {tiny_checkpoint} {SMALL} --max-total-tokens 256 --max-body-bytes 200000 "
+        "--chunked-prefill-size 128"
+    )
     with launched(log_path, flags) as server:
         yield server
 
@@ -43,5 +46,6 @@ def thinking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSe
     template = folder / "thinking.jinja"
     template.write_text(THINKING_TEMPLATE)
     flags = f"--model-path {checkpoint} --chat-template {template} --reasoning-parser qwen3"
+    flags += " --enable-strict-thinking"
     with launched(folder / "log", f"{flags} --api-compat 0.3 {SMALL}") as server:
         yield server

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import sys
 
-from jaxserve.batch import StepInputs, TokenMasks
+from jaxserve.batch import StepInputs
 from jaxserve.config import EngineConfig
 from jaxserve.executor.runner import PendingStep
 from jaxserve.flags import parse_flags
@@ -22,10 +22,10 @@ def main() -> int:
         runner = llm._engine._runner
         launch, steps = runner.launch, itertools.count(1)
 
-        def failing_launch(inputs: StepInputs, masks: TokenMasks | None = None) -> PendingStep:
+        def failing_launch(inputs: StepInputs, deferred: list[int]) -> PendingStep:
             if next(steps) >= last_step:
                 raise RuntimeError("device lost")
-            return launch(inputs, masks)
+            return launch(inputs, deferred)
 
         runner.launch = failing_launch
         return llm

@@ -53,10 +53,12 @@ class LiveServer:
 
 
 @contextmanager
-def launched(log_path: Path, flags: str) -> Iterator[LiveServer]:
+def launched(
+    log_path: Path, flags: str, program: str = "python3 -m jaxserve.launch_server"
+) -> Iterator[LiveServer]:
     """A server with ``flags``, serving; stopped at the end."""
     with log_path.open("wb") as log:
-        process, port = launch_server_cmd(f"python3 -m jaxserve.launch_server {flags}", output=log)
+        process, port = launch_server_cmd(f"{program} {flags}", output=log)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for_server(url, START_TIMEOUT_S, process)

@@ -79,3 +79,37 @@ def test_stop_strings(tiny_server: LiveServer, seed: int) -> None:
         assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": matched}
         choice = openai(tiny_server, asked)
         assert (choice["text"], choice["matched_stop"]) == (expected, matched)
+
+
+# --- beams ---
+
+
+def likeliest(server: LiveServer, ids: list[int], count: int) -> list[tuple[int, float]]:
+    answer = server.generate(
+        input_ids=ids, return_logprob=True, top_logprobs_num=count,
+        sampling_params={"max_new_tokens": 1, "temperature": 1.0},
+    )  # fmt: skip
+    (top,) = answer["meta_info"]["output_top_logprobs"]
+    return [(token_id, logprob) for logprob, token_id, _ in top]
+
+
+@pytest.mark.parametrize("width", [2, 5])
+def test_beams_are_what_a_client_would_find(tiny_server: LiveServer, width: int) -> None:
+    """Without stop tokens: step by step over the API, the likeliest continuations of all."""
+    prompt = [(7 * i) % 250 + 3 for i in range(21)]  # a page and more
+    frontier: list[tuple[list[int], float]] = [([], 0.0)]
+    for _ in range(6):
+        every = [
+            ([*ids, token_id], total + logprob)
+            for ids, total in frontier
+            for token_id, logprob in likeliest(tiny_server, [*prompt, *ids], width)
+        ]
+        frontier = sorted(every, key=lambda item: -item[1])[:width]
+    sampling = {"beam_width": width, "n": width, "max_new_tokens": 6, "ignore_eos": True}
+    answer = tiny_server.generate(input_ids=prompt, sampling_params=sampling)
+    beams = answer["meta_info"]["beam_results"]
+    assert [beam["output_ids"] for beam in beams] == [ids for ids, _ in frontier]
+    assert [beam["meta_info"]["sequence_score"] for beam in beams] == pytest.approx(
+        [total / 6 for _, total in frontier], abs=1e-3
+    )
+    assert answer["output_ids"] == beams[0]["output_ids"]

@@ -67,6 +67,16 @@ def test_malformed_json(tiny_server: LiveServer, data: bytes) -> None:
         assert response.json()["type"] == "Bad Request"
 
 
+def test_a_body_that_is_not_encoded_as_it_says_leaves_no_traceback(
+    tiny_server: LiveServer,
+) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    for path, status in (("/generate", 400), ("/open_session", 400), ("/flush_cache", 200)):
+        response = requests.post(tiny_server.url + path, data=b"{}", headers=headers, timeout=10)
+        assert response.status_code == status
+    assert "Traceback" not in tiny_server.log, tiny_server.log[-4000:]
+
+
 def test_prompts_of_every_awkward_kind_are_served(tiny_server: LiveServer) -> None:
     for text in ("\x00", "é😀" * 20, "\ud7ff\uffff", "<|im_end|><|endoftext|>", " \n\t "):
         assert tiny_server.generate(text=text, sampling_params={"max_new_tokens": 2})

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from e2e.live_server import START_TIMEOUT_S, LiveServer
-
-from jaxserve.utils import launch_server_cmd, terminate_process, wait_for_server
+from e2e.live_server import LiveServer, launched
 
 FLAGS = (
     "--max-running-requests 2 --context-length 256 --max-total-tokens 512 --dtype float32 "
@@ -23,16 +21,9 @@ REASON = "the engine died: RuntimeError: device lost"
 @pytest.fixture
 def dying_server(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[LiveServer]:
     script = Path(__file__).with_name("dying_server.py")
-    command = f"{sys.executable} {script} 60 --model-path {tiny_checkpoint} {FLAGS}"
-    log_path = tmp_path / "log"
-    with log_path.open("wb") as log:
-        process, port = launch_server_cmd(command, output=log)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_for_server(url, START_TIMEOUT_S, process)
-        yield LiveServer(url, process, log_path)
-    finally:
-        terminate_process(process)
+    flags = f"--model-path {tiny_checkpoint} {FLAGS}"
+    with launched(tmp_path / "log", flags, f"{sys.executable} {script} 60") as server:
+        yield server
 
 
 def test_a_lost_device(dying_server: LiveServer) -> None:

@@ -135,3 +135,37 @@ def test_a_thought_that_does_not_end_is_all_reasoning(thinker: openai.OpenAI) ->
     assert choice["message"]["content"] is None
     assert choice["message"]["reasoning_content"]
     assert (choice["finish_reason"], choice["usage"]["reasoning_tokens"]) == ("length", 40)
+
+
+def budget(tokens: int) -> dict:
+    return {"reasoning": {"max_tokens": tokens}}
+
+
+@pytest.mark.parametrize("regex", ["[0-9]{3}", ""])
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_a_budget_ends_the_thought(thinker: openai.OpenAI, tokens: int, regex: str) -> None:
+    """The mark is forced though the request makes it impossible, and the answer goes on."""
+    bias = {THINK: 100, END_OF_THOUGHT: -100, END: 90}
+    choice = ask(thinker, bias, regex=regex, **budget(tokens))
+    assert choice["token_ids"].index(END_OF_THOUGHT) == tokens
+    assert END not in choice["token_ids"][:tokens]  # which is strict
+    assert choice["usage"]["reasoning_tokens"] == tokens + 1
+    assert choice["message"]["content"].isdecimal() is bool(regex)
+
+
+def test_the_native_api_has_budgets(thinking_server: LiveServer) -> None:
+    answer = thinking_server.generate(
+        text="a <think>", require_reasoning=True, max_thinking_tokens=5,
+        sampling_params={
+            "max_new_tokens": 30, "regex": "[0-9]{3}", "logit_bias": {END_OF_THOUGHT: -100},
+        },
+    )  # fmt: skip
+    assert answer["output_ids"][5] == END_OF_THOUGHT
+    assert answer["meta_info"]["reasoning_tokens"] == 6
+    assert (len(answer["output_ids"]), answer["output_ids"][-1]) == (10, END)
+    assert answer["text"][-3:].isdecimal()
+    wrong = thinking_server.post("/generate", {"text": "a", "max_thinking_tokens": 5})
+    assert wrong.json()["error"]["message"] == (
+        "max_thinking_tokens=5 limits the reasoning of an output that begins with it; send "
+        "require_reasoning: true with it."
+    )

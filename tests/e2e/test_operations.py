@@ -1,11 +1,18 @@
 """What an operator asks of a live server: metrics, loads, profiles, logs, its own documents."""
 
 import re
+from itertools import chain
 from pathlib import Path
 
 from e2e.live_server import LiveServer
+from sglang_metrics import KINDS, emitted
+
+from jaxserve.stats_metrics import NOT_EMITTED
+
+ROOT = Path(__file__).parent.parent.parent
 
 GREEDY = {"max_new_tokens": 12, "temperature": 0, "ignore_eos": True}
+OWN_LABELS = "mode|category|component|phase|is_streaming|stage|name"
 
 
 def samples(server: LiveServer) -> dict[tuple[str, str], float]:
@@ -13,7 +20,7 @@ def samples(server: LiveServer) -> dict[tuple[str, str], float]:
     found: dict[tuple[str, str], float] = {}
     line = re.compile(r"^(\S+?)\{(.*)\} (\S+)$", re.MULTILINE)
     for name, labels, value in line.findall(server.get("/metrics").text):
-        own = re.findall(r'(?:mode|category|component|phase|is_streaming)="([^"]*)"', labels)
+        own = re.findall(rf'\b(?:{OWN_LABELS})="([^"]*)"', labels)
         found[name, own[0] if own else ""] = float(value)
     return found
 
@@ -29,13 +36,17 @@ def test_what_is_measured_is_positive(tiny_server: LiveServer) -> None:
         ("sglang:forward_execution_seconds_total", "decode"),
         ("sglang:process_cpu_seconds_total", "tokenizer"),
         ("sglang:scheduler_process_cpu_seconds_total", ""),
-        ("sglang:scheduler_stage_seconds_total", "schedule"),
+        ("sglang:scheduler_stage_seconds_total", "get_next_batch_to_run"),
+        ("sglang:scheduler_stage_seconds_total", "process_batch_result"),
         ("sglang:queue_time_seconds_count", ""),
         ("sglang:time_to_first_token_seconds_count", "false"),
+        ("sglang:per_stage_req_latency_seconds_sum", "request_process"),
+        ("sglang:per_stage_req_latency_seconds_sum", "prefill_forward"),
+        ("sglang:func_latency_seconds_sum", "generate"),
         ("jaxserve:bucket_slots_total", "extend"),
         ("jaxserve:bucket_padding_slots_total", "extend"),
     ):
-        assert after[name, label] > before[name, label], name
+        assert after[name, label] > before.get((name, label), 0), name
     for name, label in (
         ("sglang:startup_time_seconds", "total"),
         ("sglang:weight_memory_usage_gb", ""),
@@ -45,6 +56,31 @@ def test_what_is_measured_is_positive(tiny_server: LiveServer) -> None:
     ):
         assert after[name, label] > 0, name
     assert after["jaxserve:recompiles_total", ""] == 0
+
+
+def test_every_metric_of_sglang_is_there_or_documented_as_missing(tiny_server: LiveServer) -> None:
+    found = set().union(*emitted(tiny_server.get("/metrics").text).values())
+    missing = set(chain(*KINDS.values())) - found
+    assert missing == set(chain(*NOT_EMITTED.values()))
+    documented = (ROOT / "docs" / "operations.md").read_text()
+    assert [name for name in missing | found if f"`sglang:{name}`" not in documented] == []
+
+
+def test_pieces_of_prompts_and_evictions_are_timed(tiny_server: LiveServer) -> None:
+    before = samples(tiny_server)
+    tiny_server.generate(text="a" * 200, sampling_params=GREEDY)  # 128 tokens a step, 256 in all
+    tiny_server.generate(text="b" * 200, sampling_params=GREEDY)
+    after = samples(tiny_server)
+
+    def grown(name: str, label: str = "") -> float:
+        return after[f"sglang:{name}", label] - before[f"sglang:{name}", label]
+
+    assert grown("per_stage_req_latency_seconds_count", "chunked_prefill") == 2
+    assert grown("per_stage_req_latency_seconds_count", "prefill_forward") == 2
+    assert grown("per_stage_req_latency_seconds_sum", "chunked_prefill") > 0
+    assert grown("eviction_duration_seconds_count") > 0
+    assert grown("eviction_duration_seconds_sum") > 0
+    assert grown("evicted_tokens_total") > 0
 
 
 def test_loads(tiny_server: LiveServer) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from engine_harness import EngineHarness, Output, running_engine
 
-from jaxserve.batch import StepInputs, TokenMasks
+from jaxserve.batch import StepInputs
 from jaxserve.errors import EngineDeadError
 from jaxserve.request import Request, SamplingParams, TokenOutput
 
@@ -168,7 +168,7 @@ def test_death_reaches_everybody(
 ) -> None:
     with running_engine(tiny_checkpoint, compilation_cache_dir) as harness:
 
-        def broken_launch(inputs: StepInputs, masks: TokenMasks | None) -> None:
+        def broken_launch(inputs: StepInputs, deferred: list[int]) -> None:
             raise RuntimeError("device lost")
 
         monkeypatch.setattr(harness.engine._runner, "launch", broken_launch)

@@ -70,9 +70,8 @@ def test_constants_are_those_of_the_request_layer() -> None:
 def test_packed_parameters_are_unpacked_as_they_were() -> None:
     _, arrays, _, _ = random_batch(0, num_rows=9, vocab_size=90)
     arrays = replace(arrays, seeds=arrays.seeds + np.uint32(2**31))
-    packed = pack_sampling(arrays, np.array([8, 3], np.int32))
+    packed = pack_sampling(arrays)
     unpacked = jax.jit(lambda packed: packed.unpack())(packed)
-    assert np.flatnonzero(unpacked.has_mask).tolist() == [3, 8]
     for field in fields(arrays):
         got, expected = getattr(unpacked, field.name), getattr(arrays, field.name)
         assert got.dtype == expected.dtype
@@ -87,21 +86,16 @@ def test_packed_parameters_are_unpacked_as_they_were() -> None:
         ({"temperature": 1.0, "top_k": 1, "top_p": 0.5}, set()),
         ({"temperature": 1.0}, {"any_random"}),
         ({"temperature": 1.0, "min_p": 0.1}, {"any_random", "any_truncated"}),
-        ({"presence_penalty": -1.0}, {"adjusted"}),
-        ({"min_lens": 3, "wants_logprobs": True}, {"adjusted", "any_logprobs"}),
+        ({"presence_penalty": -1.0}, {"any_adjusted"}),
+        ({"min_lens": 3, "wants_logprobs": True}, {"any_adjusted", "any_logprobs"}),
     ],
     ids=str,
 )
 def test_flags_say_what_some_row_needs(values: dict[str, object], needed: set[str]) -> None:
     packed = pack_sampling(make_arrays(3, **values))
-    names = ("any_random", "any_truncated", "any_logprobs")
-    found = {name for name in names if getattr(packed, name)}
-    assert found | ({"adjusted"} if packed.change == 1 else set()) == needed
+    names = ("any_adjusted", "any_random", "any_truncated", "any_logprobs")
+    assert {name for name in names if getattr(packed, name)} == needed
     assert packed.all_greedy == (not needed)
-    masked = pack_sampling(make_arrays(3, **values), np.array([2], np.int32))
-    assert masked.change == packed.change + 2 and not masked.all_greedy
-    none_masked = pack_sampling(make_arrays(3, **values), np.array([], np.int32))
-    assert none_masked.flags[0] == packed.flags[0]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -236,9 +230,8 @@ def test_no_flag_and_no_value_traces_again() -> None:
         {"presence_penalty": 1.0, "wants_logprobs": True},
         {"min_lens": 9, "has_logit_bias": True, "samples": False},
     ):
-        for masked_rows in (None, np.array([1], np.int32)):
-            sampling = pack_sampling(make_arrays(2, **values), masked_rows)
-            fresh(logits, sampling, tables, np.zeros(2, np.int32), np.zeros(2, np.int32))
+        sampling = pack_sampling(make_arrays(2, **values))
+        fresh(logits, sampling, tables, np.zeros(2, np.int32), np.zeros(2, np.int32))
     assert fresh._cache_size() == 1
 
 

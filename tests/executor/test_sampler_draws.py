@@ -10,7 +10,7 @@ from scipy import stats
 from jaxserve.batch import SamplingArrays
 from jaxserve.executor import blocks, sampler, truncation
 from jaxserve.executor.sampling import pack_sampling
-from jaxserve.executor.slots import MAX_LOGPROB_TOKEN_IDS, SlotTables, num_mask_words
+from jaxserve.executor.slots import MAX_LOGPROB_TOKEN_IDS, SlotTables
 
 jitted_sample = jax.jit(sampler.sample)
 
@@ -43,7 +43,6 @@ def draw(logits: np.ndarray, arrays: SamplingArrays, kv_lens: np.ndarray) -> np.
     tables = SlotTables(
         token_info=info,
         logit_bias=info.astype(jnp.float32),
-        token_masks=jnp.zeros((2, num_mask_words(vocab_size)), jnp.uint32),
         logprob_ids=jnp.zeros((2, MAX_LOGPROB_TOKEN_IDS), jnp.int32),
     )
     slots = np.zeros(num_rows, np.int32)

@@ -91,8 +91,8 @@ def test_the_state_is_allocated_where_it_lies() -> None:
     for array, spec in zip(jax.tree.leaves(state), jax.tree.leaves(specs), strict=True):
         assert (array.shape, array.dtype, array.sharding) == (spec.shape, spec.dtype, spec.sharding)
     assert [shard.data.shape for shard in state.kv.v[1].addressable_shards] == [(8, 1, 16, 16)] * 4
-    for table, width in ((state.slots.token_info, 264), (state.slots.token_masks, 9)):
-        assert all(shard.data.shape == (3, width) for shard in table.addressable_shards)
+    for table in (state.slots.token_info, state.slots.logit_bias):
+        assert all(shard.data.shape == (3, 264) for shard in table.addressable_shards)
 
 
 def test_more_devices_than_are_visible() -> None:

@@ -142,7 +142,7 @@ def memory_of(free_bytes: int, **fields: object):
 def test_memory_plan_adds_up() -> None:
     plan = memory_of(20_000_000, mem_fraction_static=0.5)
     assert plan.bytes_per_token == 2 * 2 * 2 * 16 * 2  # bf16
-    assert plan.slot_bytes == 5 * (1000 * 8 + 32 * 4 + 64 * 4 + 4)
+    assert plan.slot_bytes == 5 * (1000 * 8 + 64 * 4 + 4)
     used = plan.weight_bytes + plan.slot_bytes + plan.kv_bytes
     assert used <= 10_000_000
     # either every row fits at full length, or twice as many pages would not

@@ -19,7 +19,8 @@ from step_harness import (
 )
 
 from jaxserve.batch import Bucket, SlotInit, StepInputs, StepResult, TokenMasks
-from jaxserve.executor import ModelRunner, slots
+from jaxserve.executor import ModelRunner
+from jaxserve.executor.late_sampler import num_mask_words
 
 NUM_PAGES = 4096
 PAGE_SIZE = 16
@@ -171,14 +172,15 @@ def test_no_device_holds_more_than_its_shards(runners: Runners) -> None:
 
 def test_masks_and_named_logprobs_are_the_same_on_every_device(runners: Runners) -> None:
     vocab_size = runners.alone._state.slots.token_info.shape[1]
-    bits = np.zeros((1, slots.num_mask_words(vocab_size)), np.uint32)
+    bits = np.zeros((1, num_mask_words(vocab_size)), np.uint32)
     bits[0, 3] = 1 << 5
     masks = TokenMasks(np.array([1], np.int32), bits)
     init = SlotInit(1, (3,), (), (), (), logprob_ids=(101, 7))
     inputs = step_inputs(EXTEND, list(PROMPT_LENS), list(PROMPT_LENS))
     inputs = replace(inputs, slot_inits=(init,))
     ours, wanted = (
-        runner.launch(inputs, masks).fetch() for runner in (runners.divided, runners.alone)
+        runner.sample(runner.launch(inputs, [1]), inputs, masks).fetch()
+        for runner in (runners.divided, runners.alone)
     )
     assert ours.token_ids[1] == wanted.token_ids[1] == 101
     assert ours.id_logprobs is not None and wanted.id_logprobs is not None

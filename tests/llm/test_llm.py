@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -95,6 +96,18 @@ async def test_a_stop_token_is_counted_and_not_shown(tokenizer: Tokenizer) -> No
             await one(llm, no_stop_trim=True, skip_special_tokens=False, **params)
         ).result()
         assert kept.text == tokenizer.decode([500, 501, token], skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+async def test_a_stop_string_may_be_a_special_token(tokenizer: Tokenizer, keeps: bool) -> None:
+    llm, _ = fake_llm(tokenizer, lambda request: [500, 501, 2, 502])
+    stops = {"stop": ("<|im_end|>",), "no_stop_trim": keeps}
+    part = await (await one(llm, ignore_eos=True, **stops)).result()
+    assert (part.token_ids, part.text) == ((500, 501, 2), tokenizer.decode([500, 501]))
+    assert part.finish is not None and part.finish.matched == "<|im_end|>"
+    part = await (await one(llm, **stops)).result()
+    assert part.token_ids == (500, 501, 2)
+    assert part.finish is not None and part.finish.matched == 2  # the token is looked at first
 
 
 async def test_stop_ids_that_no_token_has_are_left_out(pair: tuple[LLM, FakeEngine]) -> None:
@@ -318,10 +331,26 @@ async def test_only_long_texts_leave_the_loop(
     assert len(chat) > len(ids) > num_words - 1
 
 
+async def test_what_is_only_counted_may_be_longer_than_a_prompt(
+    pair: tuple[LLM, FakeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm, _ = pair
+    text = "word " * 20_000
+    messages = [{"role": "user", "content": text}]
+    for read in (partial(llm.encode, text), partial(llm.render_chat, messages)):
+        with pytest.raises(ContextLengthError):
+            await read()
+        assert len(await read(is_prompt=False)) > 20_000
+    monkeypatch.setattr("jaxserve.admission.MAX_COUNTED_CHARS", len(text) - 1)
+    with pytest.raises(ContextLengthError, match="at least"):
+        await llm.encode(text, is_prompt=False)
+
+
 async def test_chat_and_single_tokens(pair: tuple[LLM, FakeEngine], tokenizer: Tokenizer) -> None:
     llm, _ = pair
     ids = await llm.render_chat([{"role": "user", "content": "hi"}])
     assert llm.decode_token(ids[0]) == "<|im_start|>"
+    assert llm.token_bytes(ids[0]) == b"<|im_start|>"
     assert await llm.encode("hi") == tuple(tokenizer.encode("hi"))
 
 
@@ -344,6 +373,7 @@ async def test_requests_are_counted(pair: tuple[LLM, FakeEngine], answer: list[i
     assert value("sglang:time_to_first_token_seconds_count") == 1
     assert value("sglang:inter_token_latency_seconds_count") == len(answer) - 1
     assert value("sglang:e2e_request_latency_seconds_count") == 1
+    assert value("sglang:per_stage_req_latency_seconds_count") == 2  # request_process, of both
 
 
 def test_config_and_single_settings_exclude_each_other() -> None:

@@ -12,7 +12,7 @@ from fake_engine import FakeEngine, fake_llm
 from jaxserve import LLM
 from jaxserve.constrained import GrammarCompiler, Vocabulary
 from jaxserve.errors import InvalidRequestError
-from jaxserve.request import Grammar, SamplingParams, SessionParams
+from jaxserve.request import Grammar, SamplingParams, SessionParams, Thought
 from jaxserve.text import Tokenizer
 
 
@@ -41,8 +41,10 @@ def constrained(
 
 async def test_each_sample_has_its_own_matcher(constrained: tuple[LLM, FakeEngine]) -> None:
     llm, engine = constrained
-    grammar = Grammar("regex", "[0-9]+", starts_after=(5, 6))
-    streams = await llm.submit("hi", SamplingParams(grammar=grammar), n=2)
+    grammar = Grammar("regex", "[0-9]+")
+    thought = Thought(end_ids=(5, 6))
+    params = SamplingParams(grammar=grammar, thought=thought)
+    streams = await llm.submit("hi", params, n=2)
     first, second = engine.constraints
     assert first is not None and second is not None and first is not second
     assert not first.is_active

@@ -11,6 +11,7 @@ from parity_harness import Oracle, transformers_logprobs
 from transformers import AutoModelForCausalLM
 
 from jaxserve import LLM
+from jaxserve.errors import InvalidRequestError
 from jaxserve.request import SamplingParams, SessionParams
 
 PROMPT = "The quick brown fox jumps over the lazy dog"
@@ -171,6 +172,22 @@ def test_a_session_is_the_same_as_the_whole_prompt(llm: LLM) -> None:
     assert second["meta_info"]["prompt_tokens"] == whole["meta_info"]["prompt_tokens"]
     assert SessionParams(id=session).rid is None
     llm.close_session(session)
+
+
+def test_a_streaming_session_is_the_same_as_the_whole_prompt(llm: LLM) -> None:
+    sampling = {"max_new_tokens": 4, "temperature": 0, "ignore_eos": True}
+    session = llm.open_session(200, is_streaming=True)
+    assert llm.stats().num_streaming_sessions == 1
+    history: list[int] = []
+    for ids in ([40, 41, 42], [50, 51], [60]):
+        answer = llm.generate(ids, sampling, session_params={"id": session})
+        whole = llm.generate([*history, *ids], sampling)
+        assert answer["output_ids"] == whole["output_ids"]
+        history += [*ids, *answer["output_ids"]]
+    with pytest.raises(InvalidRequestError, match="do not support n above 1"):
+        llm.generate([5], sampling | {"n": 2}, session_params={"id": session})
+    llm.close_session(session)
+    assert llm.stats().num_streaming_sessions == 0
 
 
 def test_stop_regex(llm: LLM) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxserve.batch import StepResult
-from jaxserve.request import FinishReason, Request, SamplingParams, TokenLogprob
+from jaxserve.request import FinishReason, Request, SamplingParams, TokenLogprob, TokenOutput
 from jaxserve.scheduler import BatchPlan, Scheduler, SchedulerConfig, make_buckets
 
 SIZE, EOS = 4, 2
@@ -48,10 +48,11 @@ def turn(scheduler: Scheduler, token: int = 9) -> tuple[str, dict[str, int]]:
     return plan.mode.value, {seq.rid: lens[row] for row, seq in enumerate(plan.rows)}
 
 
-def process(scheduler: Scheduler, plan: BatchPlan, token: int = 9) -> None:
+def process(scheduler: Scheduler, plan: BatchPlan, token: int = 9) -> list[TokenOutput]:
     num_rows = plan.inputs.bucket.num_rows
-    scheduler.process(plan, StepResult(token_ids=np.full(num_rows, token, np.int32)))
+    outputs = scheduler.process(plan, StepResult(token_ids=np.full(num_rows, token, np.int32)))
     scheduler.check()
+    return outputs
 
 
 def test_appended_tokens_are_an_output_and_the_next_step_computes_them():
@@ -97,22 +98,49 @@ def test_a_row_is_left_for_those_that_wait():
     assert turn(scheduler) == ("extend", {"b": 2, "a": 1})
 
 
-def test_a_row_whose_token_is_not_known_takes_no_part():
+def test_a_row_whose_token_is_in_flight_takes_part_with_it():
     scheduler = make_scheduler()
     add(scheduler, "a", "b")
     turn(scheduler)
     first = scheduler.schedule()
-    assert first is not None and len(first.rows) == 2
-    process(scheduler, first)
-    scheduler.append("a", (30,))
+    assert first is not None and first.awaited([0, 1]) == [0, 1]
+    scheduler.append("a", (30, 31))
+    assert first.awaited([0, 1]) == [1]
+    second = scheduler.schedule()
+    assert second is not None and [seq.rid for seq in second.rows] == ["a", "b"]
+    assert second.inputs.q_starts[:3].tolist() == [0, 2, 3]
+    assert second.inputs.token_ids[:3].tolist() == [30, 31, ~second.rows[1].slot]
+    assert second.inputs.kv_lens[:2].tolist() == [8, 7]
+    assert second.inputs.sampling.samples[:2].all()
+    outputs = process(scheduler, first.without([0]), 40)
+    assert [(output.rid, output.token_ids) for output in outputs] == [("b", (40,))]
+    outputs = process(scheduler, second, 41)
+    assert [(output.rid, output.token_ids) for output in outputs] == [("a", (41,)), ("b", (41,))]
+    assert turn(scheduler) == ("decode", {"a": 1, "b": 1})
+
+
+def test_tokens_cannot_be_appended_before_those_of_two_steps():
+    scheduler = make_scheduler()
+    add(scheduler, "a")
+    turn(scheduler)
     plans = [scheduler.schedule(), scheduler.schedule()]
-    modes = [(plan.mode.value, [seq.rid for seq in plan.rows]) for plan in plans if plan]
-    assert modes == [("extend", ["a", "b"]), ("decode", ["a", "b"])]
-    with pytest.raises(ValueError, match="rid 'a' has a step in flight; append only to a"):
+    with pytest.raises(ValueError, match="rid 'a' has steps in flight; append only to a"):
         scheduler.append("a", (31,))
     for plan in plans:
         assert plan is not None
         process(scheduler, plan)
+
+
+def test_a_sequence_ends_while_its_step_is_in_flight():
+    scheduler = make_scheduler()
+    add(scheduler, "a", "b")
+    turn(scheduler)
+    plan = scheduler.schedule()
+    assert plan is not None
+    output = scheduler.append("b", (EOS,), finish=FinishReason("stop", matched=EOS))
+    assert output.finish == FinishReason("stop", matched=EOS)
+    assert plan.awaited([0, 1]) == [0]
+    assert [output.rid for output in process(scheduler, plan.without([1]))] == ["a"]
 
 
 def test_many_appended_tokens_are_computed_in_chunks_and_others_join_in_between():
@@ -140,7 +168,7 @@ def test_a_half_prefilled_sequence_does_not_stand_still():
     scheduler = make_scheduler(chunked_prefill_size=4)
     add(scheduler, "a")
     plan = scheduler.schedule()
-    with pytest.raises(ValueError, match="rid 'a' has a step in flight"):
+    with pytest.raises(ValueError, match="rid 'a' has steps in flight"):
         scheduler.append("a", (1,))
     assert plan is not None
     process(scheduler, plan)

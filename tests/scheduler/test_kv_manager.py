@@ -1,5 +1,7 @@
 """KVManager: conservation of pages through match, admit, grow, commit and release."""
 
+from collections.abc import Callable
+
 import pytest
 
 from jaxserve.request import Request, SamplingParams
@@ -9,13 +11,18 @@ from jaxserve.scheduler.sequence import Sequence, make_sequence
 SIZE = 4
 
 
-def make_kv(num_pages: int = 11, is_caching: bool = True) -> KVManager:
+def make_kv(
+    num_pages: int = 11,
+    is_caching: bool = True,
+    on_evicted: Callable[[float], None] | None = None,
+) -> KVManager:
     return KVManager(
         num_pages=num_pages,
         page_size=SIZE,
         num_slots=4,
         pages_per_row=8,
         is_caching=is_caching,
+        on_evicted=on_evicted,
     )
 
 
@@ -94,12 +101,16 @@ def test_appended_tokens_get_their_pages():
     assert len(seq.pages) == 4
 
 
-def test_evicted_pages_are_counted():
-    kv = make_kv(num_pages=5)
+def test_evictions_are_counted_and_timed():
+    seconds: list[float] = []
+    kv = make_kv(num_pages=5, on_evicted=seconds.append)
     compute(kv, old := make_seq(*[9] * 9))
     kv.release(old)
+    assert not seconds
     compute(kv, make_seq(*range(16)))
     assert kv.num_evicted_pages == 2
+    (second,) = seconds
+    assert 0 < second < 1
 
 
 def test_a_chunk_takes_pages_for_its_own_tokens_only():

@@ -24,6 +24,7 @@ def test_the_traffic_had_some_of_everything(report):
     assert report.num_stops > 100
     assert report.num_cached_tokens > 10_000
     assert report.num_appended > 500
+    assert report.num_withdrawn > 100
     assert report.num_pauses > 50
 
 

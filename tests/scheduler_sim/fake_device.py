@@ -52,6 +52,15 @@ class SlotState:
     stop_ids: frozenset[int] = frozenset()
 
 
+@dataclass
+class Launched:
+    """A step that waits for its turn."""
+
+    inputs: StepInputs
+    salts: tuple[int, ...]  # of its rows
+    sampling: set[int]  # rows
+
+
 def choose_token(total: int, seed: int, vocab_size: int, forbidden: frozenset[int]) -> int:
     """A token by hash; hashed again while it is forbidden."""
     value = mix(total ^ mix(seed & MASK))
@@ -72,20 +81,27 @@ class FakeDevice:
     kv: np.ndarray = field(init=False)
     last_tokens: list[int] = field(init=False)
     slots: list[SlotState] = field(init=False)
-    queue: deque[tuple[StepInputs, tuple[int, ...]]] = field(default_factory=deque)
+    queue: deque["Launched"] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.kv = np.arange(self.num_pages * self.page_size, dtype=np.uint64) + np.uint64(2**40)
         self.last_tokens = [-1] * self.num_slots
         self.slots = [SlotState() for _ in range(self.num_slots)]
 
-    def launch(self, plan: BatchPlan) -> None:
-        """Enqueue a step."""
-        self.queue.append((plan.inputs, tuple(salt_of(seq.request) for seq in plan.rows)))
+    def launch(self, plan: BatchPlan, deferred: list[int]) -> None:
+        """Enqueue a step; of its ``deferred`` rows ``sample`` says later which are sampled."""
+        salts = tuple(salt_of(seq.request) for seq in plan.rows)
+        sampling = set(np.flatnonzero(plan.inputs.sampling.samples).tolist())
+        self.queue.append(Launched(plan.inputs, salts, sampling - set(deferred)))
+
+    def sample(self, rows: list[int]) -> None:
+        """Sample these deferred rows of the newest step."""
+        self.queue[-1].sampling.update(rows)
 
     def fetch(self) -> StepResult:
         """Execute the oldest step and return its tokens."""
-        inputs, salts = self.queue.popleft()
+        launched = self.queue.popleft()
+        inputs, salts = launched.inputs, launched.salts
         self._check_shapes(inputs)
         for init in inputs.slot_inits:
             self.slots[init.slot] = SlotState(sum(init.output_ids), frozenset(init.stop_ids))
@@ -94,7 +110,7 @@ class FakeDevice:
             if kv_len:
                 cells = self._cells(inputs.page_table[row], kv_len)
                 self._write(inputs, row, cells, salts[row])
-                if inputs.sampling.samples[row]:
+                if row in launched.sampling:
                     tokens[row] = self._sample(inputs, row, cells)
         return StepResult(token_ids=tokens)
 
@@ -110,7 +126,8 @@ class FakeDevice:
         targets = inputs.write_slots[start:stop].tolist()
         tokens = inputs.token_ids[start:stop].tolist()
         if inputs.bucket.mode is Mode.DECODE:
-            tokens = [self.last_tokens[inputs.row_slots[row]]]
+            tokens = [~int(inputs.row_slots[row])]
+        tokens = [token if token >= 0 else self.last_tokens[~token] for token in tokens]
         value = int(self.kv[cells[positions[0] - 1]]) if positions[0] else 0
         for target, token in zip(targets, tokens, strict=True):
             assert target >= self.page_size, "a real token is written to the null page"

@@ -66,6 +66,7 @@ class Report:
     num_aborts: int = 0
     num_stops: int = 0
     num_appended: int = 0
+    num_withdrawn: int = 0
     num_pauses: int = 0
 
     def add(self, other: "Report") -> None:
@@ -204,7 +205,7 @@ class Simulation:
         self.device = FakeDevice(
             num_pages=world.num_pages,
             page_size=world.page_size,
-            num_slots=self.scheduler.num_slots,
+            num_slots=world.config.max_running_requests + 1,
             vocab_size=world.vocab_size,
             buckets=buckets.all(),
         )
@@ -224,24 +225,32 @@ class Simulation:
             self._arrivals()
             self._aborts()
             self._pauses()
-            if self._must_know():
+            if not self.world.is_overlapping:
                 self._settle()
             plan = None if self._pause_turns else self.scheduler.schedule()
+            deferred = [] if plan is None else self._scripted_rows(plan)
             if plan is not None:
-                self.device.launch(plan)
+                self.device.launch(plan, deferred)
             self.scheduler.check()
             self._watch(plan is None and self._pending is None)
             self._settle()
-            self._pending = plan
+            self._pending = plan and self._sampled(plan, deferred)
         self._check_end()
         return self.report
 
-    def _must_know(self) -> bool:
-        """Whether the next plan needs the tokens of the step in flight."""
-        if self._pending is None:
-            return False
-        scripts = (self.streams[seq.rid].script for seq in self._pending.rows)
-        return not self.world.is_overlapping or any(scripts)
+    def _scripted_rows(self, plan: BatchPlan) -> list[int]:
+        """Rows that may turn out to be given their tokens: they are sampled last."""
+        samples = plan.inputs.sampling.samples
+        rows = enumerate(plan.rows)
+        return [row for row, seq in rows if samples[row] and self.streams[seq.rid].script]
+
+    def _sampled(self, plan: BatchPlan, deferred: list[int]) -> BatchPlan:
+        """Sample those deferred rows that were not given tokens since; the plan without others."""
+        awaited = plan.awaited(deferred)
+        self.device.sample(awaited)
+        left = [row for row in deferred if row not in awaited]
+        self.report.num_withdrawn += len(left)
+        return plan.without(left)
 
     def _settle(self) -> None:
         """Take in the step in flight."""

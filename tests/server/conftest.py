@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from blockbuster import blockbuster_ctx
-from server.fake_llm import FakeLLM
+from server.fake_llm import CALL, FakeLLM
 
 from jaxserve.config import ServerConfig
 from jaxserve.server.app import make_app
@@ -21,6 +21,15 @@ def no_blocking() -> Iterator[None]:
 @pytest.fixture
 def llm() -> FakeLLM:
     return FakeLLM()
+
+
+@pytest.fixture
+def thinker(llm: FakeLLM) -> FakeLLM:
+    """Thinks, says something and calls a tool."""
+    object.__setattr__(llm.info, "reasoning_parser", "qwen3")
+    object.__setattr__(llm.info, "tool_call_parser", "qwen25")
+    llm.words = ("<think>", "Hm", ".", "</think>", "\n\n", "Well", ",", "\n", CALL, "", "", "")
+    return llm
 
 
 @pytest.fixture

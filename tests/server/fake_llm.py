@@ -23,6 +23,7 @@ from jaxserve.request import (
 )
 
 WORDS = (" Paris", " is", " the", " capital", " of", " France", ' "é😀"', "\n")
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 EOS = 2
 NUM_TO_EOS = 12
 
@@ -36,6 +37,7 @@ class FakeInfo:
     max_total_num_tokens: int = 4096
     max_req_input_len: int = 511
     vocab_size: int = 1000
+    eos_token_ids: tuple[int, ...] = (EOS,)
     model_type: str = "llama"
     architectures: tuple[str, ...] = ("LlamaForCausalLM",)
     weight_version: str = "v7"
@@ -82,11 +84,16 @@ class FakeLLM:
         self.has_shut_down = False
         self.tools: list[dict[str, object]] | None = None
         self.adds_generation_prompt: bool | None = None
+        self.continues: bool | None = None
+        self.was_prompt: bool | None = None
         self.words: tuple[str, ...] = WORDS  # what is generated, a token each, over and over
         self.special_tokens = {"<think>": 900, "</think>": 901}  # see token_id
+        self.sample_logprobs: dict[int, float] = {}  # of each token of the n-th sample
+        self.parts: dict[int, bytes] = {}  # tokens that are parts of characters
         self.is_paused = False
         self.paused_in: list[str] = []  # modes
         self.sessions: dict[str, tuple[int, float | None]] = {}  # id -> capacity, timeout_s
+        self.streaming_sessions: set[str] = set()
         self.profiles: list[object] = []
         self._serial = itertools.count()
 
@@ -94,21 +101,30 @@ class FakeLLM:
     def num_open(self) -> int:
         return len(self.open)
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+    async def encode(
+        self, text: str, *, add_special_tokens: bool = True, is_prompt: bool = True
+    ) -> tuple[int, ...]:
         """One token per word, and a BOS (1)."""
+        self.was_prompt = is_prompt
         words = tuple(range(10, 10 + len(text.split())))
         return (1, *words) if add_special_tokens else words
 
     async def render_chat(self, messages, *, tools=None, chat_template_kwargs=None,
-                          continue_final_message=False, add_generation_prompt=True):  # fmt: skip
+                          continue_final_message=False, add_generation_prompt=True,
+                          is_prompt=True):  # fmt: skip
+        self.was_prompt = is_prompt
         self.messages = messages
         self.tools = tools
         self.template_kwargs = chat_template_kwargs
         self.adds_generation_prompt = add_generation_prompt
+        self.continues = continue_final_message
         return tuple(range(10, 10 + len(messages)))
 
     def decode_token(self, token_id: int) -> str:
         return self.words[token_id % len(self.words)]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.parts.get(token_id) or self.decode_token(token_id).encode()
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         kept = [i for i in token_ids if not (skip_special_tokens and i == 1)]
@@ -166,12 +182,14 @@ class FakeLLM:
         self.is_paused = False
 
     def open_session(
-        self, capacity: int, *, session_id: str | None = None, timeout_s: float | None = None
-    ) -> str:
+        self, capacity: int, *, session_id: str | None = None, timeout_s: float | None = None,
+        is_streaming: bool = False,
+    ) -> str:  # fmt: skip
         session_id = session_id or f"session{len(self.sessions)}"
         if session_id in self.sessions:
             raise InvalidRequestError(f"Session {session_id!r} is open already.")
         self.sessions[session_id] = (capacity, timeout_s)
+        self.streaming_sessions |= {session_id} if is_streaming else set()
         return session_id
 
     def close_session(self, session_id: str) -> None:
@@ -256,7 +274,8 @@ class FakeStream:
     ) -> TextChunk:
         logprobs = ()
         if self.params.num_logprobs is not None:
-            logprobs = tuple(self._logprob(i, math.log(0.5)) for i in token_ids)
+            own = self._llm.sample_logprobs.get(self.index, math.log(0.5))
+            logprobs = tuple(self._logprob(i, own) for i in token_ids)
         return TextChunk(
             rid=self.rid, index=self.index, text=text, token_ids=token_ids, logprobs=logprobs,
             prompt_logprobs=self._prompt_logprobs(), finish=finish, queue_s=1e-6,

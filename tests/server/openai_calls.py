@@ -22,13 +22,17 @@ async def post(client: TestClient, path: str, body: object, status: int = 200) -
     return answer
 
 
-async def stream(client: TestClient, path: str, body: dict) -> list[dict]:
+async def raw_stream(client: TestClient, path: str, body: dict) -> list[str]:
     response = await client.post(f"/v1/{path}", json=body | {"stream": True})
     raw = await response.text()
     assert response.status == 200, raw
     *data, done, end = raw.split("\n\n")
     assert (done, end) == ("data: [DONE]", "")
-    return [json.loads(event.removeprefix("data: ")) for event in data]
+    return data
+
+
+async def stream(client: TestClient, path: str, body: dict) -> list[dict]:
+    return [json.loads(e.removeprefix("data: ")) for e in await raw_stream(client, path, body)]
 
 
 async def chat(client: TestClient, **fields: object) -> dict:

@@ -13,14 +13,13 @@ TOKENS = (
     "<think>", "</think>", "\n", " ", "word", "é😀", "<tool_call>", "</tool_call>",
     '{"name": "f", "arguments": {"a": 1}}', '{"name": "f", ', '"arguments": {"b": "x"}}', "<", "[",
 )  # fmt: skip
-START, END, CALL = 0, 1, 6
+END, CALL = 1, 6
 TOOLS = ({"type": "function", "function": {"name": "f"}},)
 
 reasoning_uses = st.builds(
     ReasoningUse,
     format=st.sampled_from([None, "qwen3", "deepseek-r1"]),
     starts_inside=st.booleans(),
-    start_id=st.just(START),
     end_ids=st.just((END,)),
     call_id=st.just(CALL),
     is_separate=st.booleans(),

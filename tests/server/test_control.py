@@ -98,6 +98,7 @@ async def test_a_request_that_is_given_up_ends_in_the_log(
 async def test_the_log_level(client: TestClient) -> None:
     assert (await client.post("/configure_logging", json={"log_level": "error"})).status == 200
     assert logging.getLogger("jaxserve").level == logging.ERROR
+    assert (await client.post("/configure_logging", json={"log_level": "INFO"})).status == 200
     assert (await client.get("/configure_logging")).status == 200
 
 

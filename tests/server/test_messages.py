@@ -8,6 +8,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from anthropic.types import Message, RawMessageStreamEvent
 from server.fake_llm import FakeLLM
+from server.named_events import named_events
 
 from jaxserve.config import ServerConfig
 from jaxserve.request import FinishReason
@@ -22,7 +23,6 @@ WEATHER = {
     "description": "Weather of a city",
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 EVENT = pydantic.TypeAdapter(RawMessageStreamEvent)
 
 
@@ -53,18 +53,12 @@ async def events_of(client: TestClient, body: dict) -> list[dict]:
     response = await client.post("/v1/messages", json=body | {"stream": True})
     raw = await response.text()
     assert response.status == 200, raw
-    *blocks, end = raw.split("\n\n")
-    assert end == ""
-    events = []
-    for block in blocks:
-        name, data = block.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
+    events = named_events(raw)
+    for event in events:
         if event["type"] != "error":
             EVENT.validate_python(event)
         if event["type"] == "message_start":
             MessageObject.model_validate(event["message"])
-        events.append(event)
     return events
 
 
@@ -159,19 +153,11 @@ async def test_tokens_are_counted(client: TestClient, llm: FakeLLM) -> None:
     body = {"model": "m", "messages": HELLO, "system": "Be brief."}
     count = await post(client, body, path="/count_tokens")
     assert TokenCount.model_validate(count).input_tokens == 2
+    assert llm.was_prompt is False
     assert not llm.submitted
 
 
 # --- thinking and tools ---
-
-
-@pytest.fixture
-def thinker(llm: FakeLLM) -> FakeLLM:
-    """Thinks, says something and calls a tool."""
-    object.__setattr__(llm.info, "reasoning_parser", "qwen3")
-    object.__setattr__(llm.info, "tool_call_parser", "qwen25")
-    llm.words = ("<think>", "Hm", ".", "</think>", "\n\n", "Well", ",", "\n", CALL, "", "", "")
-    return llm
 
 
 TOOLS = ASK | {"tools": [WEATHER], "max_tokens": 2000}
@@ -250,6 +236,18 @@ async def test_an_edit_that_keeps_everything_is_taken(client: TestClient) -> Non
     body = ASK | {"context_management": {"edits": [edit | {"keep": 1}]}}
     answer = await post(client, body, 400)
     assert "`context_management` is not supported: a conv" in answer["error"]["message"]
+
+
+BUDGET = ASK | {"max_tokens": 2000, "thinking": {"type": "enabled", "budget_tokens": 1024}}
+
+
+@pytest.mark.parametrize("config", [ServerConfig(enable_strict_thinking=True), ServerConfig()])
+async def test_a_budget_is_kept_to_where_thinking_is_strict(
+    client: TestClient, thinker: FakeLLM, config: ServerConfig
+) -> None:
+    await message_of(client, BUDGET)
+    thought = thinker.submitted[-1].params.thought
+    assert (thought and thought.budget) == (1024 if config.enable_strict_thinking else None)
 
 
 # --- refusals ---

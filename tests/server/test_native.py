@@ -9,7 +9,7 @@ from server.native_calls import SHORT, TEXT, events, generate, stream
 
 from jaxserve.config import ServerConfig
 from jaxserve.errors import OverloadedError
-from jaxserve.request import FinishReason, Grammar
+from jaxserve.request import FinishReason, Grammar, Thought
 from jaxserve.server.state import STATE
 
 # With metrics on, which is the default.
@@ -162,14 +162,13 @@ async def test_sampling_reaches_the_llm(client: TestClient, llm: FakeLLM) -> Non
 async def test_a_grammar_may_begin_after_the_reasoning(client: TestClient) -> None:
     llm = FakeLLM(reasoning_parser="qwen3")
     client.app[STATE].ready(llm)
-    end = await llm.encode("</think>", add_special_tokens=False)
-    for prompt, start_id, count in (("a <think>\n", None, 3), ("a", 900, 0)):
+    for prompt, start_ids, count in (("a <think>\n", (), 3), ("a", (900,), 0)):
         body = {"text": prompt, "require_reasoning": True}
         sampling = SHORT | {"regex": "a"}
         answer = await generate(client, body | {"sampling_params": sampling})
-        assert llm.submitted[-1].params.grammar == Grammar(
-            "regex", "a", starts_after=end, starts_with=start_id
-        )
+        params = llm.submitted[-1].params
+        assert params.grammar == Grammar("regex", "a")
+        assert params.thought == Thought(end_ids=(901,), start_ids=start_ids)
         assert answer["meta_info"]["reasoning_tokens"] == count
 
 

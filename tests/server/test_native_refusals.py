@@ -86,6 +86,11 @@ REFUSED = [
         "not know where reasoning ends. Leave it away or send false.",
     ),
     (
+        {"text": "a", "max_thinking_tokens": 0},
+        "max_thinking_tokens requires the server to be launched with --enable-strict-thinking; "
+        "without it nothing ends a model's reasoning but the model and the token limit.",
+    ),
+    (
         {"text": "a", "sampling_params": {"regex": "a", "ebnf": "b"}},
         "Only one of json_schema, regex, ebnf, or structural_tag can be set.",
     ),

@@ -51,7 +51,9 @@ async def test_answers_have_the_keys_that_are_described(client: TestClient) -> N
         "sampling_params": {"max_new_tokens": 3},
     }  # fmt: skip
     seen: set[str] = set()
-    for answer in [*await generate(client, body), *await stream(client, body)]:
+    beams = {"text": "a", "sampling_params": {"beam_width": 2, "max_new_tokens": 1}}
+    answers = [*await generate(client, body), *await stream(client, body)]
+    for answer in [*answers, await generate(client, beams)]:
         GenerateAnswer.model_validate(answer)
         assert not [*unknown(GenerateAnswer, answer), *unknown(MetaInfo, answer["meta_info"])]
         seen |= answer["meta_info"].keys()

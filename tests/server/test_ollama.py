@@ -23,7 +23,6 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     },
 }
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 WHOLE = {"stream": False}
 ANSWERS = {"chat": OllamaChatAnswer, "generate": OllamaGenerateAnswer}
 
@@ -126,15 +125,6 @@ async def test_logprobs(client: TestClient) -> None:
     assert {len(item["top_logprobs"]) for item in answer["logprobs"]} == {2}
     lines = await lines_of(client, "chat", body)
     assert [item for line in lines for item in line.get("logprobs", ())] == answer["logprobs"]
-
-
-@pytest.fixture
-def thinker(llm: FakeLLM) -> FakeLLM:
-    """Thinks, says something and calls a tool."""
-    object.__setattr__(llm.info, "reasoning_parser", "qwen3")
-    object.__setattr__(llm.info, "tool_call_parser", "qwen25")
-    llm.words = ("<think>", "Hm", ".", "</think>", "\n\n", "Well", ",", "\n", CALL, "", "", "")
-    return llm
 
 
 async def test_thinking_and_calls(client: TestClient, thinker: FakeLLM) -> None:

@@ -6,7 +6,9 @@ import json
 import openai
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from server import openai_calls
 from server.fake_llm import EOS, FakeLLM
+from server.openai_calls import raw_stream, stream
 
 from jaxserve.config import ServerConfig
 from jaxserve.request import FinishReason
@@ -20,24 +22,9 @@ TEXT = " Paris is the"
 
 
 async def post(client: TestClient, path: str, body: object, status: int = 200) -> dict:
-    response = await client.post(f"/v1/{path}", json=body)
-    answer = await response.json()
-    assert response.status == status, answer
+    answer = await openai_calls.post(client, path, body, status)
     answer.pop("created", None)
     return answer
-
-
-async def raw_stream(client: TestClient, path: str, body: dict) -> list[str]:
-    response = await client.post(f"/v1/{path}", json=body | {"stream": True})
-    raw = await response.text()
-    assert response.status == 200, raw
-    *data, done, end = raw.split("\n\n")
-    assert (done, end) == ("data: [DONE]", "")
-    return data
-
-
-async def stream(client: TestClient, path: str, body: dict) -> list[dict]:
-    return [json.loads(e.removeprefix("data: ")) for e in await raw_stream(client, path, body)]
 
 
 def usage(prompt: int, completion: int, details: object = None) -> dict:

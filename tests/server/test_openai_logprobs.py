@@ -25,6 +25,24 @@ async def test_chat_logprobs(client: TestClient) -> None:
     }
 
 
+async def test_bytes_are_those_of_the_token(client: TestClient, llm: FakeLLM) -> None:
+    llm.words = ("\ufffd", "\ufffd", "!")
+    llm.parts = {0: b"\xc3", 1: b"\xa9"}
+    choice = await chat(client, max_tokens=3, logprobs=True)
+    content = choice["logprobs"]["content"]
+    assert [item["token"] for item in content] == ["\ufffd", "\ufffd", "!"]
+    assert bytes(byte for item in content for byte in item["bytes"]).decode() == "é!"
+
+
+async def test_top_tokens_written_alike_tell_the_likeliest(
+    client: TestClient, llm: FakeLLM
+) -> None:
+    llm.words = ("\ufffd", "\ufffd", "!")
+    answer = await post(client, "completions", COMPLETE | {"logprobs": 3})
+    (top,) = answer["choices"][0]["logprobs"]["top_logprobs"]
+    assert list(top.items()) == [("\ufffd", 0.0), ("!", -2.0)]
+
+
 async def test_echo_brings_the_prompts_logprobs(client: TestClient, llm: FakeLLM) -> None:
     body = COMPLETE | {"echo": True, "logprobs": 2}
     (choice,) = (await post(client, "completions", body))["choices"]
@@ -103,6 +121,46 @@ async def test_usage_ends_every_stream_by_default(client: TestClient) -> None:
         chunk = (await stream(client, path, body))[-1]
         assert chunk["choices"] == []
         assert chunk["usage"]["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize(("path", "body"), [("chat/completions", CHAT), ("completions", COMPLETE)])
+async def test_continuous_usage_is_on_every_chunk(
+    client: TestClient, path: str, body: dict
+) -> None:
+    fields = body | {"max_tokens": 2, "n": 2, "echo": True}
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = await stream(client, path, fields | {"stream_options": options})
+    usages = [chunk["usage"] for chunk in chunks]
+    assert {usage["prompt_tokens"] for usage in usages} == {1 if "messages" in body else 2}
+    counts = [usage["completion_tokens"] for usage in usages]
+    assert counts[:2] == [0, 0]  # the roles, or the echoed prompts
+    assert counts == sorted(counts) and counts[-1] == 4
+
+
+async def test_the_best_samples_of_each_prompt(client: TestClient, llm: FakeLLM) -> None:
+    llm.sample_logprobs = {0: -3.0, 1: -1.0, 2: -2.0}
+    body = COMPLETE | {"prompt": ["a b", "c"], "n": 2, "best_of": 3, "max_tokens": 2}
+    answer = await post(client, "completions", body | {"logprobs": 0, "return_token_ids": True})
+    choices = answer["choices"]
+    assert [choice["index"] for choice in choices] == [0, 1, 2, 3]
+    first = [choice["logprobs"]["token_logprobs"][0] for choice in choices]
+    assert first == [-1.0, -2.0, -1.0, -2.0]
+    assert [len(choice["prompt_token_ids"]) for choice in choices] == [2, 2, 1, 1]
+    assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (3, 12)
+    assert [s.n for s in llm.submitted] == [3, 3]
+    assert (await post(client, "completions", body))["choices"][0]["logprobs"] is None
+    assert llm.submitted[-1].params.num_logprobs == 0  # to rank by
+    llm.submitted.clear()
+    await post(client, "completions", COMPLETE | {"n": 2, "best_of": 1})  # two are asked for
+    assert (llm.submitted[0].n, llm.submitted[0].params.num_logprobs) == (2, None)
+
+
+async def test_the_best_samples_cannot_be_streamed(client: TestClient) -> None:
+    answer = await post(client, "completions", COMPLETE | {"best_of": 2, "stream": True}, 400)
+    assert answer["message"] == (
+        "best_of=2 above n=1 cannot be streamed: the best samples are known at the end. Send "
+        "stream=false, or leave best_of away."
+    )
 
 
 async def test_cache_namespaces(client: TestClient, llm: FakeLLM) -> None:

@@ -1,5 +1,7 @@
 """Reasoning in /v1/chat/completions: split off, streamed, counted, turned off."""
 
+import re
+
 import pytest
 from aiohttp.test_utils import TestClient
 from server.fake_llm import FakeLLM
@@ -139,7 +141,7 @@ async def test_a_prompt_that_has_ended_it(client: TestClient, llm: FakeLLM) -> N
     llm.words = tuple(words)
     fields = {"max_tokens": 9, "regex": "[0-9]+"}
     assert (await chat(client, **fields))["message"]["content"] == "42"
-    assert llm.submitted[0].params.grammar.starts_after == ()
+    assert llm.submitted[0].params.thought is None
 
 
 @pytest.mark.parametrize(
@@ -159,21 +161,33 @@ async def test_a_continued_message(
     assert choice["message"]["content"].strip() == ("42" if reasoning else "see")
 
 
-def starts(llm: FakeLLM) -> tuple[tuple[int, ...], int | None]:
-    grammar = llm.submitted[-1].params.grammar
-    return grammar.starts_after, grammar.starts_with
+async def test_only_the_assistants_message_is_continued(client: TestClient, llm: FakeLLM) -> None:
+    begun = {"role": "Assistant", "content": "It"}
+    for last, continues in ((begun, True), (CHAT["messages"][0], False)):
+        history = [*CHAT["messages"], last]
+        await chat(client, messages=history, continue_final_message=True)
+        assert llm.continues is continues
+        await client.post("/tokenize", json={"messages": history, "continue_final_message": True})
+        assert llm.continues is continues
+
+
+def marks(llm: FakeLLM) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The tokens that end the thought a grammar waits for, and those that begin it."""
+    assert llm.submitted[-1].params.grammar is not None
+    thought = llm.submitted[-1].params.thought
+    return None if thought is None else (thought.end_ids, thought.start_ids)
 
 
 async def test_a_grammar_holds_where_there_is_no_reasoning(
     client: TestClient, llm: FakeLLM
 ) -> None:
     await chat(client, response_format={"type": "json_object"})
-    assert starts(llm) == ((), None)  # "<think>" is no token of its own
+    assert marks(llm) == ((END,), (10,))  # "<think>" is no token of its own
     llm.special_tokens = {"<think>": 0, "</think>": END}
     await chat(client, response_format={"type": "json_object"})
-    assert starts(llm) == ((END,), 0)
+    assert marks(llm) == ((END,), (0,))
     await chat(client, regex="[0-9]+", reasoning={"enabled": False})
-    assert starts(llm) == ((), None)
+    assert marks(llm) is None
 
 
 class TestAlwaysThinking:
@@ -190,10 +204,10 @@ class TestAlwaysThinking:
         choice = await chat(client, regex="[0-9]+")
         assert choice["message"]["reasoning_content"] == "hm"
         assert choice["usage"]["reasoning_tokens"] == 2
-        assert starts(llm) == ((1,), None)
+        assert marks(llm) == ((1,), ())
         llm.special_tokens = {}
         await chat(client, regex="[0-9]+")
-        assert starts(llm) == ((10,), None)  # what encode makes of "</think>"
+        assert marks(llm) == ((10,), ())  # what encode makes of "</think>"
 
 
 class TestThinkingOnRequest:
@@ -211,12 +225,12 @@ class TestThinkingOnRequest:
     ) -> None:
         choice = await chat(client, regex="[0-9]+")
         assert choice["message"]["reasoning_content"] == "hm"
-        assert starts(llm) == ((), None)
+        assert marks(llm) is None
         assert not llm.submitted[-1].params.skip_special_tokens
 
     async def test_asked_for(self, client: TestClient, llm: FakeLLM) -> None:
         await chat(client, regex="[0-9]+", reasoning_effort="high")
-        assert starts(llm) == ((2,), 0)
+        assert marks(llm) == ((2,), (0,))
         choice = await chat(client, reasoning_effort="none")
         assert choice["message"]["reasoning_content"] is None
 
@@ -239,7 +253,11 @@ class TestHarmony:
         assert choice["message"]["reasoning_content"] == "hm"
         assert choice["message"]["content"] == "42"
         assert choice["usage"]["reasoning_tokens"] == 3
-        assert starts(llm) == ((10,), None)  # what encode makes of answer_start
+        assert marks(llm) == ((2,), (10,))  # what encode makes of the header
+        pattern = llm.submitted[-1].params.thought.answer_pattern
+        for header in ("final", "final <|constrain|>json", " final json"):
+            assert re.search(pattern, f"<|channel|>{header}<|message|>")
+        assert not re.search(pattern, "<|channel|>commentary to=final <|message|>")
         *deltas, finish = await chat_deltas(client)
         assert "".join(delta.get("reasoning_content") or "" for delta in deltas) == "hm"
         assert "".join(delta.get("content", "") for delta in deltas) == "42"
@@ -254,7 +272,54 @@ async def test_reasoning_then_calls(client: TestClient, llm: FakeLLM) -> None:
     message = (await chat(client, **fields))["message"]
     assert (message["reasoning_content"], message["content"]) == ("look", None)
     assert message["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
-    assert starts(llm) == ((2,), 0)
+    assert marks(llm) == ((2,), (0,))
     message = (await chat(client, separate_reasoning=False, **fields))["message"]
     assert (message["reasoning_content"], message["content"]) == (None, "<think>look</think>")
     assert message["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
+
+
+BUDGETS = [
+    {"reasoning": {"max_tokens": 7}},
+    {"custom_params": {"thinking_budget": 7}},
+]
+
+
+@pytest.mark.parametrize("fields", BUDGETS, ids=str)
+class TestStrictThinking:
+    @pytest.fixture
+    def config(self) -> ServerConfig:
+        return ServerConfig(enable_strict_thinking=True)
+
+    async def test_a_budget_reaches_the_llm(
+        self, client: TestClient, llm: FakeLLM, fields: dict
+    ) -> None:
+        await chat(client, **fields)
+        thought = llm.submitted[-1].params.thought
+        assert (thought.budget, thought.is_strict, thought.end_ids) == (7, True, (END,))
+        await chat(client)
+        assert llm.submitted[-1].params.thought.budget is None
+        await chat(client, reasoning={"enabled": False})
+        assert llm.submitted[-1].params.thought is None
+
+    async def test_a_budget_that_is_none(
+        self, client: TestClient, llm: FakeLLM, fields: dict
+    ) -> None:
+        (name,) = fields
+        key = "max_tokens" if name == "reasoning" else "thinking_budget"
+        answer = await post(client, "chat/completions", CHAT | {name: {key: -1}}, 400)
+        assert f"{name}.{key} must be an integer of at least 0, got -1" in answer["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (BUDGETS[0], "reasoning.max_tokens requires the server to be launched with --enable-str"),
+        (BUDGETS[1], "custom_params.thinking_budget requires the server to be launched with --"),
+        ({"custom_params": {"x": 1}}, "custom_params.x is not supported: there are no custom logi"),
+    ],
+)
+async def test_budgets_that_cannot_be_kept_to(
+    client: TestClient, fields: dict, message: str
+) -> None:
+    answer = await post(client, "chat/completions", CHAT | fields, 400)
+    assert answer["message"].startswith(message)

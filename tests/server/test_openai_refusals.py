@@ -50,6 +50,12 @@ REFUSED = [
     ),
     (
         "chat/completions",
+        {"messages": [{"role": "assistant", "tool_calls": ["a"]}]},
+        'messages[0].tool_calls must be a list of calls such as {"id": …, "type": "function", '
+        '"function": {"name": …, "arguments": …}}.',
+    ),
+    (
+        "chat/completions",
         {"input_ids": [2**53, 1]},
         f"input_ids contains out-of-vocabulary token id {2**53}; valid range is [0, 1000).",
     ),
@@ -73,8 +79,9 @@ REFUSED = [
     ("completions", COMPLETE | {"prompt": []}, "Prompt cannot be empty"),
     (
         "completions",
-        COMPLETE | {"best_of": 3},
-        "`best_of` 3 is larger than n=1: ranking is not supported. Leave it away and raise n.",
+        COMPLETE | {"prompt": ["a"] * 65, "n": 1024, "best_of": 1},
+        "65 prompts with n=1024 are 66560 sequences, a request may have 65536; send them in "
+        "several requests.",
     ),
     (
         "completions",

@@ -112,6 +112,26 @@ async def test_a_named_tool_is_called_once(client: TestClient, llm: FakeLLM) -> 
     schema = json.loads(llm.submitted[0].params.grammar.source)
     assert schema["maxItems"] == 1
     assert schema["items"]["properties"]["name"]["enum"] == ["weather"]
+    assert llm.tools == [WEATHER]  # the others are not shown, as in SGLang
+
+
+def allowed(mode: str, *names: str) -> dict:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+async def test_allowed_tools_leave_some(client: TestClient, llm: FakeLLM) -> None:
+    llm.words = said(*TWO_CALLS)
+    fields = {"tools": [WEATHER, TIME]}
+    choice = await chat(client, **fields, tool_choice=allowed("auto", "time"))
+    assert llm.tools == [TIME]
+    assert functions(choice["message"]["tool_calls"]) == [("time", {})]
+    assert llm.submitted[-1].params.grammar is None
+    await chat(client, **fields, tool_choice=allowed("required", "time", "weather"))
+    assert llm.tools == [WEATHER, TIME]
+    assert json.loads(llm.submitted[-1].params.grammar.source)["type"] == "array"
+    await chat(client, **fields, tool_choice=allowed("auto"))
+    assert llm.tools is None
 
 
 async def test_a_response_format_or_a_call(client: TestClient, llm: FakeLLM) -> None:
@@ -174,6 +194,23 @@ REFUSED = [
         {"tools": [WEATHER], "tool_choice": "always"},
         'tool_choice must be one of auto, none, required or {"type": "function", "function": '
         "{\"name\": …}}, got 'always'.",
+    ),
+    (
+        {"tools": [WEATHER], "tool_choice": allowed("auto", "x")},
+        "Tool 'x' not found in tools list.",
+    ),
+    (
+        {"tools": [WEATHER], "tool_choice": allowed("required")},
+        "Tools cannot be empty if tool choice is set to required.",
+    ),
+    (
+        {"tools": [WEATHER], "tool_choice": allowed("never", "weather")},
+        'tool_choice of type allowed_tools takes {"mode": "auto" or "required", "tools": '
+        '[{"type": "function", "function": {"name": …}}]} in `allowed_tools`.',
+    ),
+    (
+        {"tools": [{"type": "function", "function": {"name": []}}], "tool_choice": NAMED},
+        "Tool 'weather' not found in tools list.",
     ),
     (
         {"tools": [{"type": "web_search"}]},

@@ -24,8 +24,8 @@ async def test_a_501_that_says_what_is_missing(client: TestClient, row) -> None:
 
 
 EMBEDDING = (
-    "This model does not appear to be an embedding model by default. Please add `--is-embedding` "
-    "when launching the server or try another model."
+    "This model does not appear to be an embedding model by default. This server has no "
+    "`--is-embedding`: it serves models that generate text; ask one that serves an embedding model."
 )
 
 

@@ -8,6 +8,7 @@ import pytest
 from aiohttp.test_utils import TestClient
 from openai.types.responses import Response, ResponseStreamEvent
 from server.fake_llm import FakeLLM
+from server.named_events import named_events
 
 from jaxserve.request import FinishReason
 from jaxserve.server.foreign_answers import InputTokenCount, ResponseObject
@@ -20,7 +21,6 @@ WEATHER = {
     "description": "Weather of a city",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 EVENT = pydantic.TypeAdapter(ResponseStreamEvent)
 
 
@@ -44,17 +44,11 @@ async def events_of(client: TestClient, body: dict) -> list[dict]:
     raw = await response.text()
     assert response.status == 200, raw
     assert response.headers["Content-Type"].startswith("text/event-stream")
-    *blocks, end = raw.split("\n\n")
-    assert end == ""
-    events = []
-    for block in blocks:
-        name, data = block.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
+    events = named_events(raw)
+    for event in events:
         assert type(EVENT.validate_python(event)).model_fields["type"].annotation
         if "response" in event:
             checked(event["response"])
-        events.append(event)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     return events
 
@@ -246,15 +240,6 @@ async def test_a_dead_engine_before_the_stream_is_a_status(
 
 
 # --- reasoning and tools ---
-
-
-@pytest.fixture
-def thinker(llm: FakeLLM) -> FakeLLM:
-    """Thinks, says something and calls a tool."""
-    object.__setattr__(llm.info, "reasoning_parser", "qwen3")
-    object.__setattr__(llm.info, "tool_call_parser", "qwen25")
-    llm.words = ("<think>", "Hm", ".", "</think>", "\n\n", "Well", ",", "\n", CALL, "", "", "")
-    return llm
 
 
 TOOLS = ASK | {"tools": [WEATHER], "max_output_tokens": 100}

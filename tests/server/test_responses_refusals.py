@@ -41,7 +41,7 @@ REFUSED = [
     ({"tool_choice": {"type": "mcp"}}, "`tool_choice` of type 'mcp' is not supported"),
     ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.tools must be a list"),
     (
-        {"tool_choice": {"type": "allowed_tools", "tools": [{"name": "x"}]}},
+        {"tools": [WEATHER], "tool_choice": {"type": "allowed_tools", "tools": [{"name": "x"}]}},
         "Tool 'x' not found in tools list.",
     ),
     (

@@ -68,6 +68,11 @@ async def test_more_labels_than_a_sequence_may_have(client: TestClient, llm: Fak
             "temperature must be above 0 where tokens are scored, got 0.0.",
         ),
         (
+            {"label_token_ids": [5, 1000]},
+            "Token ID 1000 is out of vocabulary (vocab size: 1000); label_token_ids are ids of "
+            "tokens.",
+        ),
+        (
             {"items": [[1, 2]]},
             "query and items must be of one kind, texts or lists of token ids: query is a text, "
             "items[0] is a list of token ids.",

@@ -32,13 +32,13 @@ async def test_sessions_that_cannot_be_opened(client: TestClient) -> None:
     missing = await client.post("/open_session", json={})
     assert missing.status == 400
     assert "capacity_of_str_len" in (await missing.json())["message"]
-    streaming = {"capacity_of_str_len": 7, "streaming": True}
-    response = await client.post("/open_session", json=streaming)
-    assert response.status == 400
-    assert (await response.json())["message"] == (
-        "`streaming` sessions are not supported; open the session without it: its prefixes stay "
-        "in the prefix cache as long as there is room."
-    )
+
+
+async def test_a_streaming_session(client: TestClient, llm: FakeLLM) -> None:
+    for streaming in (True, False):
+        body = {"capacity_of_str_len": 7, "session_id": str(streaming), "streaming": streaming}
+        assert (await client.post("/open_session", json=body)).status == 200
+    assert llm.streaming_sessions == {"True"} and len(llm.sessions) == 2
 
 
 async def test_session_params_reach_the_llm(client: TestClient, llm: FakeLLM) -> None:
@@ -81,3 +81,15 @@ async def test_joined_forks_need_nothing(client: TestClient, llm: FakeLLM) -> No
     response = await client.post("/concate_and_append_request", json=body)
     assert (response.status, await response.read()) == (200, b"")
     assert not llm.submitted
+
+
+@pytest.mark.parametrize(
+    "path", ["/open_session", "/close_session", "/pause_generation", "/continue_generation"]
+)
+async def test_a_body_that_is_not_encoded_as_it_says(
+    client: TestClient, llm: FakeLLM, path: str
+) -> None:
+    response = await client.post(path, data=b"{}", headers={"Content-Encoding": "gzip"})
+    assert response.status == 400
+    assert (await response.json())["message"].startswith("The body cannot be read: ")
+    assert not (llm.sessions or llm.paused_in)

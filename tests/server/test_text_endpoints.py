@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient
-from server.fake_llm import FakeLLM
+from server.fake_llm import CALL, FakeLLM
 
 from jaxserve.config import ServerConfig
 from jaxserve.server.state import STATE
@@ -18,7 +18,6 @@ TOOLS = [
         },
     }
 ]
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 
 
 async def post(client: TestClient, path: str, body: object, status: int = 200) -> Any:
@@ -51,6 +50,7 @@ async def test_tokenize_a_conversation(client: TestClient, llm: FakeLLM) -> None
     assert llm.tools == TOOLS
     assert llm.template_kwargs == {"enable_thinking": False, "reasoning_effort": "low"}
     assert llm.adds_generation_prompt is False
+    assert llm.was_prompt is False
     await post(client, "/tokenize", body | {"tool_choice": "none", "reasoning_effort": "None"})
     assert llm.tools is None
     assert llm.template_kwargs == {

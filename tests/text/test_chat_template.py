@@ -135,6 +135,6 @@ def test_bad_messages(demo: Tokenizer) -> None:
         render_chat(demo, [{"role": "user", "content": [image]}])
     with pytest.raises(InvalidRequestError, match="a content part of type 'text' needs a string"):
         render_chat(demo, [{"role": "user", "content": [{"type": "text", "text": 5}]}])
-    for name in ("tokenize", "chat_template", "return_tensors"):
+    for name in ("tokenize", "chat_template", "return_tensors", "messages"):
         with pytest.raises(InvalidRequestError, match="chat_template_kwargs must not set"):
             render_chat(demo, [USER], chat_template_kwargs={name: True})

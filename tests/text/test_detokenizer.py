@@ -159,6 +159,47 @@ def test_a_character_left_incomplete_is_shown_as_a_one_shot_decode_shows_it(
     assert "".join(texts) == demo.decode(ids)
 
 
+SPECIALS = {1: "<|im_start|>", 2: "<|im_end|>"}  # of the demo model
+spelled = st.lists(st.sampled_from(["a", "b", "<|im_", "end|>", "end", *SPECIALS]), max_size=12)
+special_stops = st.lists(
+    st.sampled_from(["<|im_end|>", "a<|im_end|>", "|>b", "<|im_", "ba", "<|im_start|><|im_end|>"]),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(parts=spelled, stops=special_stops, sizes=cuts, keeps=st.booleans(), skips=st.booleans())
+@settings(deadline=None, max_examples=300)
+def test_stops_see_special_tokens_that_are_not_shown(
+    demo: Tokenizer, parts: list[Any], stops: list[str], sizes: list[int], keeps: bool, skips: bool
+) -> None:
+    ids: list[int] = []
+    whole, shown = "", []  # the text, and which of its characters are shown
+    for part in parts:
+        if isinstance(part, int):
+            ids.append(part)
+            whole += SPECIALS[part]
+            shown += [not skips] * len(SPECIALS[part])
+        else:
+            ids += demo.encode(part)
+            whole += part
+            shown += [True] * len(part)
+    found = first_stop(whole, stops)
+    end = len(whole) if found is None else found[0 if keeps else 1]
+    expected = "".join(c for c, is_shown in zip(whole[:end], shown[:end], strict=True) if is_shown)
+    sampling = SamplingParams(stop=tuple(stops), no_stop_trim=keeps, skip_special_tokens=skips)
+    texts, matched, _ = increments(demo, cut(ids, sizes), sampling)
+    assert ("".join(texts), matched) == (expected, None if found is None else found[2])
+
+
+def test_a_stop_regex_sees_special_tokens(demo: Tokenizer) -> None:
+    sampling = SamplingParams(stop_regex=(r"a<\|im_(end|start)",))
+    pushes = [demo.encode("ba"), [2], demo.encode("c")]
+    texts, matched, count = increments(demo, pushes, sampling)
+    assert ("".join(texts), matched) == ("b", "a<|im_end")
+    assert count == len(pushes[0]) + 1
+
+
 letters = st.text("abc\n😀", max_size=30)
 some_stops = st.lists(st.text("abc\n😀", min_size=1, max_size=5), min_size=1, max_size=3)
 

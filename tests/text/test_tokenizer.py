@@ -266,12 +266,14 @@ def test_sentencepiece_s_spaces_and_bytes() -> None:
     rust.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
     tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=rust))
     assert tokenizer.vocabulary_bytes() == (b"<unk>", b"\n", b" the", b" ", "é".encode())
+    assert tokenizer.token_bytes(2) == b" the"
 
 
 def test_word_pieces_have_no_bytes_of_their_own() -> None:
     rust = RustTokenizer(models.WordPiece({"[UNK]": 0, "##s": 1}, unk_token="[UNK]"))
     rust.decoder = decoders.WordPiece()
     assert Tokenizer(PreTrainedTokenizerFast(tokenizer_object=rust)).vocabulary_bytes() == ()
+    assert Tokenizer(PreTrainedTokenizerFast(tokenizer_object=rust)).token_bytes(1) == b"##s"
     rust.decoder = None
     assert Tokenizer(PreTrainedTokenizerFast(tokenizer_object=rust)).vocabulary_bytes() == ()
 

@@ -1,18 +1,26 @@
-"""Token masks: what a masked row may sample, against numpy; and how they reach the step."""
+"""Rows sampled late: what a masked row may sample, against numpy; and how it joins its step."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from sampler_harness import garbage_tables, jitted_sample, log_softmax, make_arrays
 from step_harness import DECODE, EXTEND, make_runner, neutral_sampling
 
-from jaxserve.batch import Bucket, Mode, SamplingArrays, SlotInit, StepInputs, TokenMasks
+from jaxserve.batch import (
+    Bucket,
+    Mode,
+    SamplingArrays,
+    SlotInit,
+    StepInputs,
+    StepResult,
+    TokenMasks,
+)
 from jaxserve.executor import ModelRunner, sampler, slots
+from jaxserve.executor.late_sampler import late_row_counts, num_mask_words
 from jaxserve.executor.sampling import pack_sampling
 
 NUM_ROWS = 6
@@ -28,7 +36,7 @@ KINDS: dict[str, dict[str, object]] = {
 
 def bits_of(is_allowed: np.ndarray) -> np.ndarray:
     """u32[n, M] of bool[n, V], one bit at a time."""
-    bits = np.zeros((len(is_allowed), slots.num_mask_words(is_allowed.shape[1])), np.uint32)
+    bits = np.zeros((len(is_allowed), num_mask_words(is_allowed.shape[1])), np.uint32)
     for row, token in np.argwhere(is_allowed):
         bits[row, token // 32] |= np.uint32(1 << (token % 32))
     return bits
@@ -40,21 +48,20 @@ def sample(
     is_allowed: np.ndarray | None,
     stop_ids: tuple[int, ...] = (),
 ) -> sampler.Sampled:
-    """Row b has slot b + 1; rows without a mask have a garbage one in their slot."""
+    """Row b has slot b + 1; the masks are of MASKED_ROWS, the others may sample anything."""
     num_rows, vocab_size = logits.shape
     tables = garbage_tables(num_rows + 1, vocab_size)
     for slot in range(1, num_rows + 1):
         row = slots.init_slot(SlotInit(slot, (1, 2), (3, 3), stop_ids, ((4, 1.0),)), vocab_size)
         tables = slots.set_slot(tables, jnp.asarray(slot), row)
     row_slots = np.arange(1, num_rows + 1, dtype=np.int32)
-    masked_rows = None
+    masks = None
     if is_allowed is not None:
-        masked_rows = MASKED_ROWS
-        packed = slots.pack_masks(TokenMasks(MASKED_ROWS, bits_of(is_allowed)), row_slots, 5)
-        tables = jax.jit(slots.set_masks)(tables, packed)
-    packed_sampling = pack_sampling(arrays, masked_rows)
+        masks = np.full((num_rows, num_mask_words(vocab_size)), 0xFFFFFFFF, np.uint32)
+        masks[MASKED_ROWS] = bits_of(is_allowed)
     kv_lens = np.full(num_rows, 5, np.int32)
-    return jitted_sample(logits.astype(np.float32), packed_sampling, tables, row_slots, kv_lens)
+    sampling = pack_sampling(arrays)
+    return jitted_sample(logits.astype(np.float32), sampling, tables, row_slots, kv_lens, masks)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,19 +114,21 @@ def test_a_mask_wins_over_min_new_tokens_and_both_hold_where_they_can() -> None:
 
 
 def test_bits_beyond_the_vocabulary_are_nothing() -> None:
-    logits = np.zeros((NUM_ROWS, 33))
-    packed = np.full((1, 3), 0xFFFFFFFF, np.uint32)
-    packed[:, 0] = 5
-    tables = jax.jit(slots.set_masks)(garbage_tables(NUM_ROWS + 1, 33), packed)
-    sampling = pack_sampling(make_arrays(NUM_ROWS), np.array([4], np.int32))
+    logits = np.full((NUM_ROWS, 33), -1.0)
+    masks = np.zeros((NUM_ROWS, 2), np.uint32)
+    masks[:, 1] = 0xFFFFFFFF  # of them only token 32 exists
     row_slots = np.arange(1, NUM_ROWS + 1, dtype=np.int32)
-    ids = jitted_sample(logits.astype(np.float32), sampling, tables, row_slots, row_slots).token_ids
-    assert ids[4] == 0
+    sampling = pack_sampling(make_arrays(NUM_ROWS))
+    tables = garbage_tables(NUM_ROWS + 1, 33)
+    sampled = jitted_sample(
+        logits.astype(np.float32), sampling, tables, row_slots, row_slots, masks
+    )
+    assert sampled.token_ids.tolist() == [32] * NUM_ROWS
 
 
-@pytest.mark.parametrize(("max_rows", "counts"), [(1, (1,)), (8, (1, 4, 8)), (64, (1, 4, 16, 64))])
-def test_numbers_of_masks_written_at_once(max_rows: int, counts: tuple[int, ...]) -> None:
-    assert slots.mask_row_counts(max_rows) == counts
+@pytest.mark.parametrize(("num_rows", "counts"), [(1, (1,)), (8, (8,)), (9, (8, 9)), (64, (8, 64))])
+def test_numbers_of_rows_sampled_late(num_rows: int, counts: tuple[int, ...]) -> None:
+    assert late_row_counts(num_rows) == counts
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +167,12 @@ def masks_of(runner: ModelRunner, allowed: dict[int, int]) -> TokenMasks:
     return TokenMasks(np.array(list(allowed), np.int32), bits_of(is_allowed))
 
 
+def launch(runner: ModelRunner, inputs: StepInputs, allowed: dict[int, int]) -> StepResult:
+    """A step whose rows in ``allowed`` are sampled late."""
+    step = runner.launch(inputs, sorted(allowed))
+    return runner.sample(step, inputs, masks_of(runner, allowed)).fetch()
+
+
 @pytest.mark.parametrize("bucket", [DECODE, EXTEND], ids=["decode", "extend"])
 def test_a_step_samples_what_its_masks_allow_and_forgets_them(
     runner: ModelRunner, bucket: Bucket
@@ -165,26 +180,67 @@ def test_a_step_samples_what_its_masks_allow_and_forgets_them(
     before = runner.compile_counter.since_freeze
     free = runner.launch(inputs_of(bucket)).fetch().token_ids
     last = bucket.num_rows - 1
+    inputs = inputs_of(bucket)
+    step = runner.launch(inputs, [0, last])
     masks = masks_of(runner, {last: 258, 0: 31})
-    step = runner.launch(inputs_of(bucket), masks)
+    step = runner.sample(step, inputs, masks)
     masks.bits[:], masks.rows[:] = 0, 0  # the caller's again
     ids = step.fetch().token_ids.tolist()
     assert (ids[last], ids[0]) == (258, 31)
+    if bucket.mode is Mode.EXTEND:
+        assert ids[1:last] == free.tolist()[1:last]
     wants = {"wants_logprobs": np.ones(bucket.num_rows, np.bool_)}
-    again = runner.launch(inputs_of(bucket, **wants), masks_of(runner, {0: 7})).fetch()
+    again = launch(runner, inputs_of(bucket, **wants), {0: 7})
     assert again.token_ids[0] == 7 and again.logprobs is not None and again.logprobs[0] == 0.0
+    assert (again.logprobs[1:] < 0).all()
     if bucket.mode is Mode.EXTEND:  # a decode step goes on from the last tokens, others now
         assert runner.launch(inputs_of(bucket)).fetch().token_ids.tolist() == free.tolist()
     assert runner.compile_counter.since_freeze == before
 
 
-def test_every_number_of_masks(runner: ModelRunner) -> None:
+def test_the_next_step_goes_on_from_what_was_sampled_late(runner: ModelRunner) -> None:
+    """A decode step and an extend step whose token is in flight read the same last token."""
+    starts = inputs_of(DECODE)
+    launch(runner, starts, {0: 31, 2: 77})
+    tokens, slots_of_rows = [], starts.row_slots
+    for known in (None, 31, 99):
+        token_ids = np.zeros(EXTEND.num_tokens, np.int32)
+        token_ids[: EXTEND.num_rows] = ~inputs_of(EXTEND).row_slots
+        token_ids[0] = ~slots_of_rows[0] if known is None else known
+        launch(runner, starts, {0: 31, 2: 77})
+        step = runner.launch(replace(inputs_of(EXTEND), token_ids=token_ids))
+        tokens.append(int(step.fetch().token_ids[0]))
+    launch(runner, starts, {0: 31, 2: 77})
+    decoded = int(runner.launch(starts).fetch().token_ids[0])
+    assert tokens[0] == tokens[1] == decoded != tokens[2]
+
+
+def test_a_row_that_nobody_samples_leaves_its_slot_alone(runner: ModelRunner) -> None:
+    inputs = inputs_of(DECODE)
+    launch(runner, inputs, {row: 40 + row for row in range(DECODE.num_rows)})
+    info = np.asarray(runner._state.slots.token_info)
+    runner.launch(inputs, [1]).fetch()
+    assert np.asarray(runner._state.last_tokens)[inputs.row_slots[1]] == 41
+    counted = np.asarray(runner._state.slots.token_info) - info
+    assert counted.sum(axis=1)[inputs.row_slots].tolist() == [1, 0, 1, 1]
+
+
+def test_every_number_of_rows(runner: ModelRunner) -> None:
     before = runner.compile_counter.since_freeze
-    for count in range(DECODE.num_rows + 1):
+    for count in range(1, DECODE.num_rows + 1):
         allowed = {row: 40 + row for row in range(count)}
-        ids = runner.launch(inputs_of(DECODE), masks_of(runner, allowed)).fetch().token_ids
+        ids = launch(runner, inputs_of(DECODE), allowed).token_ids
         assert ids[:count].tolist() == list(allowed.values())
     assert runner.compile_counter.since_freeze == before
+
+
+def test_tokens_sampled_late_are_counted_once(runner: ModelRunner) -> None:
+    """A slot's counts after a step: one of the token that it got."""
+    init = SlotInit(1, (), (), (), ())
+    inputs = replace(inputs_of(DECODE), slot_inits=(init,))
+    launch(runner, inputs, {0: 77})
+    counts = np.asarray(runner._state.slots.token_info[1])
+    assert np.flatnonzero(counts).tolist() == [77] and counts[77] == 1
 
 
 @pytest.mark.parametrize(
@@ -200,5 +256,7 @@ def test_every_number_of_masks(runner: ModelRunner) -> None:
 def test_masks_that_do_not_fit_are_refused(
     runner: ModelRunner, rows: list[int], bits: np.ndarray, message: str
 ) -> None:
+    inputs = inputs_of(DECODE)
+    step = runner.launch(inputs, [0, 1])
     with pytest.raises(ValueError, match=message):
-        runner.launch(inputs_of(DECODE), TokenMasks(np.array(rows, np.int32), bits))
+        runner.sample(step, inputs, TokenMasks(np.array(rows, np.int32), bits))
