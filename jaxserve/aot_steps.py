@@ -21,12 +21,14 @@ from jaxserve.executor.runner import make_model
 from jaxserve.executor.sharding import Placement
 from jaxserve.executor.slots import slot_bytes
 from jaxserve.executor.step import trace_step
+from jaxserve.executor.truncation import MAX_WEIGHT_BYTES
 from jaxserve.model_config import ModelConfig
-from jaxserve.models import Model
+from jaxserve.models import Model, RowShards
 from pallas_kernels.aot_step import StepFacts, StepProgram, StepRequest
 
 PUBLISHED = Path(__file__).parent / "published"
 DTYPE = jnp.dtype(jnp.bfloat16)
+F32_BYTES = 4
 
 
 def published_models() -> tuple[str, ...]:
@@ -141,15 +143,20 @@ class _Sizes:
 
     @property
     def _activation_bytes(self) -> int:
-        """What a sampler and an MLP hold at once.
+        """What a sampler and a layer hold at once.
 
-        Logits three times (as they are, adjusted, truncated), gate, up and their product, and
-        four arrays as wide as the residual stream.
+        The device's rows of logits as penalties leave them (as they are they are a result) and
+        the part of them that is truncated at a time; the residual stream beside gate, up and
+        their product or beside three arrays of its own width (what is added, the sum, the norm of
+        that); the angles of the positions.
         """
-        request, plan = self.request, self.model.plan
-        logits = 3 * 4 * request.num_rows * self.config.vocab_size
-        width = 3 * plan.ffn + 4 * self.config.hidden_size
-        return logits + request.num_tokens * width * DTYPE.itemsize
+        request, config = self.request, self.config
+        rows = RowShards(self.model.plan, request.num_rows).rows_per_shard
+        logits = F32_BYTES * rows * config.vocab_size
+        sampler = logits + min(logits, MAX_WEIGHT_BYTES)
+        width = 3 * max(self.model.plan.ffn, config.hidden_size) + config.hidden_size
+        token_bytes = width * DTYPE.itemsize + config.head_dim * F32_BYTES
+        return sampler + request.num_tokens * token_bytes
 
     @property
     def _matrix_flops(self) -> int:

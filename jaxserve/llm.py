@@ -21,13 +21,7 @@ from jaxserve.metrics import EngineStats, Metrics
 from jaxserve.model_parts import ModelInfo, ModelParts, load_model
 from jaxserve.offline import Prompt, Sampling, calls_of, final_bodies, growing_bodies
 from jaxserve.open_streams import OpenStreams
-from jaxserve.request import (
-    PAUSE_MODES,
-    PauseMode,
-    Request,
-    SamplingParams,
-    SessionParams,
-)
+from jaxserve.request import PAUSE_MODES, PauseMode, Request, SamplingParams, SessionParams
 from jaxserve.sessions import SessionStore
 from jaxserve.text import render_chat
 from jaxserve.text_stream import TextStream

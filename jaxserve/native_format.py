@@ -36,10 +36,16 @@ def finish_reason_dict(
 
 @dataclass(frozen=True, slots=True)
 class ReasoningSpan:
-    """Where the reasoning of an output ends, and begins: after ``start_ids``, or at once."""
+    """Where the reasoning of an output ends, and begins: after ``start_ids``, or at once.
+
+    ``end`` is the text that ``end_ids`` spell: it may be cut into other tokens.  ``decode_token``
+    tells their text.
+    """
 
     end_ids: tuple[int, ...]
     start_ids: tuple[int, ...] = ()
+    end: str = ""
+    decode_token: Callable[[int], str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +135,7 @@ class ReasoningCount:
         self._span = span  # None once it is over
         self._start_ids = () if span is None else span.start_ids
         self._recent: tuple[int, ...] = ()
+        self._text = ""
         self._num_tokens = 0
 
     @property
@@ -145,10 +152,17 @@ class ReasoningCount:
                 self._span, self._num_tokens = None, 0
                 return
             self._num_tokens += 1
-            self._recent = (*self._recent, token_id)[-len(self._span.end_ids) :]
-            if self._recent == self._span.end_ids:
+            if self._ends(self._span, token_id):
                 self._span = None
                 return
+
+    def _ends(self, span: ReasoningSpan, token_id: int) -> bool:
+        self._recent = (*self._recent, token_id)[-len(span.end_ids) :]
+        if self._recent == span.end_ids or span.decode_token is None:
+            return self._recent == span.end_ids
+        text = self._text + span.decode_token(token_id)
+        self._text = text[-len(span.end) :]
+        return bool(span.end) and span.end in text
 
     @property
     def _is_starting(self) -> bool:

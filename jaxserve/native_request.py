@@ -3,16 +3,16 @@
 Keys that nobody knows are ignored, null is absent.
 """
 
+import hashlib
 import json
 import reprlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from jaxserve.errors import InvalidRequestError, UnsupportedFeatureError
 from jaxserve.native_fields import (
     Fields,
-    asks_for_something,
     boolean,
     integer,
     integers,
@@ -24,52 +24,20 @@ from jaxserve.native_fields import (
     wrong_length,
 )
 from jaxserve.native_prompts import Prompt, prompts_of
-from jaxserve.request import HiddenStates, InputEmbeds, SamplingParams, SessionParams
+from jaxserve.native_refusals import check_supported
+from jaxserve.request import (
+    HiddenStates,
+    InputEmbeds,
+    SamplingParams,
+    SessionParams,
+    check_rid,
+)
 from jaxserve.sampling_dict import beam_width, sampling_params_from_dict
 
 MAX_N = 1024
+MAX_NAMESPACE_CHARS = 256
 MAX_SEQUENCES = 65_536  # of one request: each costs a few kB and 20 µs before it is queued
 NO_PROMPT_LOGPROBS = -1
-
-_OUTPUT = "the answer cannot carry it yet"
-_MULTIMODAL = "the model takes text only"
-_DISAGGREGATION = "prefill and decode run in one server"
-# Field → why a value that asks for something is refused.
-UNSUPPORTED: Mapping[str, str] = {
-    **dict.fromkeys(("image_data", "video_data", "audio_data"), _MULTIMODAL),
-    **dict.fromkeys(
-        (
-            "return_routed_experts",
-            "return_indexer_topk",
-            "return_entropy",
-            "return_bytes",
-            "return_sampling_mask",
-            "sampling_logprobs_mode",
-        ),
-        _OUTPUT,
-    ),
-    **dict.fromkeys(
-        (
-            "bootstrap_host",
-            "bootstrap_port",
-            "bootstrap_room",
-            "bootstrap_pair_key",
-            "decode_tp_size",
-            "disagg_prefill_dp_rank",
-        ),
-        _DISAGGREGATION,
-    ),
-    **dict.fromkeys(("data_parallel_rank", "routed_dp_rank"), "there is one replica, of rank 0"),
-    "lora_path": "there are no LoRA adapters",
-    "watermark": "texts are not watermarked",
-}
-# Field → the whole message, for those whose first sentence clients know.
-REFUSALS: Mapping[str, str] = {
-    "custom_logit_processor": (
-        "The server is not configured to enable custom logit processor. They are pickled Python "
-        "code, which this server never executes; use logit_bias or a grammar."
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,18 +113,8 @@ class GenerateRequest:
 
     @property
     def beam_width(self) -> int:
-        """How many beams each prompt is searched with; 1: it is sampled.
-
-        Raises:
-            SamplingFieldError: it is no integer.
-            InvalidRequestError: it is out of its range, or not the same for all prompts.
-        """
-        widths = {beam_width(fields) for fields in self.sampling}
-        if len(widths) > 1:
-            raise InvalidRequestError(
-                "The beam_width should be the same for all samples in sample params."
-            )
-        return widths.pop()
+        """How many beams each prompt is searched with; see ``sampling_dict.beam_width``."""
+        return beam_width(self.sampling)
 
     def calls(self) -> tuple[list[Call], int]:
         """The sequences to submit, and n, how often each is sampled.
@@ -208,7 +166,10 @@ def cache_namespace(extra_key: str | None, cache_salt: str | None) -> str:
     """The name under which prefixes are cached; "" for what names nothing."""
     if not extra_key and not cache_salt:
         return ""
-    return json.dumps([cache_salt or "", extra_key or ""])  # a separator cannot be forged
+    name = json.dumps([cache_salt or "", extra_key or ""])  # a separator cannot be forged
+    if len(name) <= MAX_NAMESPACE_CHARS:
+        return name
+    return hashlib.sha256(name.encode()).hexdigest()  # the cache keeps it as long as the prefixes
 
 
 def parse_generate(body: Fields, preferred: Fields | None = None) -> GenerateRequest:
@@ -237,22 +198,6 @@ def parse_generate(body: Fields, preferred: Fields | None = None) -> GenerateReq
         options=prompt_options(body, count, is_batch=is_batch),
         shown=whole,
     )
-
-
-def check_supported(body: Fields) -> None:
-    """Refuse known fields whose value asks for something that is not built.
-
-    Raises:
-        UnsupportedFeatureError: names the field.
-    """
-    for name in (UNSUPPORTED.keys() | REFUSALS.keys()) & body.keys():
-        if asks_for_something(body[name]):
-            raise UnsupportedFeatureError(
-                REFUSALS.get(name)
-                or f"`{name}` is not supported: {UNSUPPORTED[name]}. Leave it away or send null."
-            )
-    if body.get("session_id") is not None and body.get("session_params") is not None:
-        raise InvalidRequestError("session_id and session_params cannot both be set.")
 
 
 def shown(body: Fields) -> Shown:
@@ -337,6 +282,7 @@ def _rids(body: Fields, is_batch: bool, count: int) -> Sequence[str | None]:
         return [None] * count
     if not isinstance(value, list):
         rid = string("rid", value)
+        check_rid(rid)
         return [f"{rid}_{i}" for i in range(count)] if is_batch else [rid]
     if len(value) != count:
         raise wrong_length("rid", len(value), count)

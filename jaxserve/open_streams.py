@@ -11,7 +11,7 @@ from jaxserve.constrained import Matcher
 from jaxserve.errors import InvalidRequestError, JaxserveError
 from jaxserve.metrics import Metrics
 from jaxserve.model_parts import TokenEngine
-from jaxserve.request import HEALTH_CHECK_RID, Request
+from jaxserve.request import HEALTH_CHECK_RID, Request, check_rid
 from jaxserve.text import Detokenizer, Tokenizer
 from jaxserve.text_stream import TextStream
 
@@ -83,6 +83,7 @@ class OpenStreams:
 
     def _new_rids(self, rid: str | None, n: int) -> list[str]:
         base = rid or uuid.uuid4().hex
+        check_rid(base)
         rids = [base] if n == 1 else [f"{base}_{i}" for i in range(n)]
         taken = [each for each in rids if each in self._open]
         if taken:

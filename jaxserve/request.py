@@ -195,8 +195,22 @@ class InputEmbeds:
     rows: np.ndarray | Sequence[Sequence[float]]
 
 
+MAX_RID_CHARS = 1024
 PauseMode = Literal["abort", "retract", "in_place"]
 PAUSE_MODES: tuple[PauseMode, ...] = ("abort", "retract", "in_place")
+
+
+def check_rid(rid: str) -> None:
+    """Refuse an id that would be copied at length, for every sample and every event.
+
+    Raises:
+        InvalidRequestError: it is too long.
+    """
+    if len(rid) > MAX_RID_CHARS:
+        raise InvalidRequestError(
+            f"a rid has at most {MAX_RID_CHARS} characters, one of {len(rid)} was given; shorten "
+            "it, or leave it away to have one made up."
+        )
 
 
 def check_in_vocabulary(

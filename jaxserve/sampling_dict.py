@@ -5,7 +5,7 @@ that asks for something not built.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxserve.errors import InvalidRequestError, UnsupportedFeatureError
@@ -56,15 +56,20 @@ def sampling_params_from_dict(given: Mapping[str, Any] | None) -> tuple[Sampling
     return SamplingParams(**values), n
 
 
-def beam_width(given: Mapping[str, Any]) -> int:
-    """How many beams are searched with; 1: the output is sampled.
+def beam_width(sampling: Iterable[Mapping[str, Any]]) -> int:
+    """How many beams the prompts of a request are searched with; 1: they are sampled.
 
     Raises:
         SamplingFieldError: it is no integer.
-        InvalidRequestError: it is not above 0.
+        InvalidRequestError: it is not above 0, or not the same for all prompts.
     """
-    value = given.get("beam_width")
-    width = 1 if value is None else _int(value)
+    given = (fields.get("beam_width") for fields in sampling)
+    widths = {1 if value is None else _int(value) for value in given}
+    if len(widths) > 1:
+        raise InvalidRequestError(
+            "The beam_width should be the same for all samples in sample params."
+        )
+    width = widths.pop()
     if width < 1:
         raise InvalidRequestError(f"beam_width must be at least 1, got {width}.")
     return width

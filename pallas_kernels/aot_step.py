@@ -69,12 +69,12 @@ class StepFacts:
 
     @property
     def temp_limit(self) -> int:
-        """Bytes of temporaries allowed: 2 % of the model's weights, or its widest activations.
+        """Bytes of temporaries allowed: 2 % of the model's weights beside its widest activations.
 
-        Decode needs 2 % only.  The logits of many rows over a large vocabulary, and the hidden
-        layer of an MLP over thousands of tokens, can be more than that in a small model.
+        The logits of many rows over a large vocabulary, and the hidden layer of an MLP over
+        thousands of tokens, can be more than 2 % of a small model, or of a shard, on their own.
         """
-        return max(int(TEMP_SHARE * self.full_weight_bytes), self.activation_bytes)
+        return int(TEMP_SHARE * self.full_weight_bytes) + self.activation_bytes
 
 
 @dataclass(frozen=True, slots=True)

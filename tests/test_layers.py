@@ -30,8 +30,9 @@ ALLOWED: dict[str, set[str]] = {
     "native_fields": {"errors"},
     "sampling_dict": {"request", "errors", "native_fields"},
     "native_prompts": {"request", "errors", "native_fields"},
+    "native_refusals": {"errors", "native_fields"},
     "native_request": {
-        "request", "errors", "native_fields", "native_prompts", "sampling_dict",
+        "request", "errors", "native_fields", "native_prompts", "native_refusals", "sampling_dict",
     },
     "native_format": {"request"},
     "beam_search": set(),
@@ -69,7 +70,7 @@ ALLOWED: dict[str, set[str]] = {
         "weights",
         "constrained", "parsers",
     },
-    "admission": {"request", "config", "errors", "model_parts"},
+    "admission": {"request", "errors", "model_parts", "config"},
     "text_stream": {"request", "errors", "metrics", "text"},
     "offline": {
         "request", "errors", "sampling_dict", "native_prompts", "native_request", "native_format",
@@ -87,7 +88,7 @@ ALLOWED: dict[str, set[str]] = {
     # The server knows LLM only as a Protocol of its own: the port answers before jax is loaded.
     "server": {
         "parsers", "request", "config", "errors", "metrics", "sampling_dict", "native_format",
-        "native_fields", "native_prompts", "native_request", "beam_search",
+        "native_fields", "native_refusals", "native_prompts", "native_request", "beam_search",
     },
     "flag_values": {"errors", "sampling_dict"},
     "foreign_flags": set(),
@@ -121,7 +122,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "embed_rows", "hidden_spans", "plan",
         "catch_up", "settings", "waiting_line", "outputs", "stats", "checks", "scheduler",
     ),
-    "models": ("rope", "layers", "attention", "llama", "qwen2", "qwen3", "registry"),
+    "models": ("rope", "layers", "attention", "row_shards", "llama", "qwen2", "qwen3", "registry"),
     "weights": (
         "reader", "mapping", "safetensors", "gguf", "dummy", "demo", "source", "loader",
     ),

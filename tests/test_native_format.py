@@ -135,6 +135,16 @@ def test_reasoning_tokens_count_to_the_end_of_the_reasoning() -> None:
         assert meta_of(endless)["reasoning_tokens"] == count
 
 
+def test_the_end_of_the_reasoning_may_be_cut_otherwise() -> None:
+    texts = {1: "hm <", 2: "</th", 3: "in", 4: "k>\n", 5: "42"}
+    span = ReasoningSpan((9,), (), "</think>", texts.__getitem__)
+    for cuts in ([[1, 2, 3, 4, 5, 5]], [[1], [2, 3], [4], [5]]):
+        state = state_of(reasoning=span)
+        for done, ids in enumerate(cuts):
+            state.add(chunk("a", *ids, done=done))
+        assert meta_of(state)["reasoning_tokens"] == 4
+
+
 def test_times_come_at_the_end() -> None:
     state = state_of(has_times=True)
     state.add(chunk("a", 1, done=1))

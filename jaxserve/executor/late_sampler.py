@@ -5,8 +5,8 @@ before is over.  So the step is launched without sampling such rows; the device 
 logits while the host works out the masks; and then this second program samples them.  The device
 never waits as long as the masks take less time than the logits.
 
-Axis letters: B rows of the step, n rows sampled late, V vocabulary, M = ceil(V / 32) mask words,
-S slots.
+Axis letters: B rows of the step, R of a shard, n rows sampled late, V vocabulary,
+M = ceil(V / 32) mask words, S slots.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,6 +26,7 @@ from jaxserve.executor.sampling import NUM_FIELDS, NUM_FLAGS, PackedSampling, pa
 from jaxserve.executor.sharding import Placement
 from jaxserve.executor.slots import SlotTables, record
 from jaxserve.executor.warmup import compile_all
+from jaxserve.models import RowShards
 
 _FEW_ROWS = 8  # a step of more rows has a program for so many as well: masks are long
 _NUM_COLUMNS = 3  # of a row beside its sampling parameters: row, slot, kv_len
@@ -72,26 +73,30 @@ def _taken(arrays: SamplingArrays, rows: np.ndarray, size: int) -> SamplingArray
 
 
 def sample_late(
-    size: int, num_words: int
+    shards: RowShards, size: int, num_words: int
 ) -> Callable[[Array, Sampled, Array, SlotTables, Array], Results]:
     """The program that samples ``size`` rows of a step; donate last_tokens and the tables."""
 
     def run(
         logits: Array, sampled: Sampled, last_tokens: Array, slots: SlotTables, packed: Array
     ) -> Results:
-        """Logits [B, V] and what was sampled, i32[B]; packed is of ``pack_late``."""
+        """Logits [R, V] and what was sampled, i32[B]; packed is of ``pack_late``.
+
+        Every shard samples as many rows; those that it has not are noise, and not taken from it.
+        """
         sizes = (size * _NUM_COLUMNS, size * NUM_FIELDS, NUM_FLAGS, size * num_words)
         columns, fields_, flags, words = lax.split(packed, sizes)
         rows, row_slots, kv_lens = columns.reshape(_NUM_COLUMNS, size)
         sampling = PackedSampling(fields_.reshape(NUM_FIELDS, size), flags)
         late = sample(
-            logits.at[rows].get(mode="clip"),
+            shards.take(logits, rows),
             sampling,
             slots,
             row_slots,
             kv_lens,
             lax.bitcast_convert_type(words, jnp.uint32).reshape(size, num_words),
         )
+        late = shards.from_owners(late, rows)
         merged = jax.tree.map(
             lambda early, new: early.at[rows].set(new, mode="drop"), sampled, late
         )
@@ -119,17 +124,23 @@ class LateSampler:
         *,
         num_threads: int,
     ) -> None:
-        steps = {spec.shape[0]: (spec, early) for spec, early in zip(logits, sampled, strict=True)}
+        steps = {
+            early.token_ids.shape[0]: (spec, early)
+            for spec, early in zip(logits, sampled, strict=True)
+        }
         self._num_words = num_mask_words(state.slots.token_info.shape[1])
 
         def lower(key: tuple[int, int]) -> Any:
             num_rows, size = key
-            structs = jax.tree.map(lambda x: placement.struct(x.shape, x.dtype), steps[num_rows])
+            spec, early = steps[num_rows]
+            shards = RowShards(placement.plan, num_rows)
+            left = placement.row_struct(shards, spec.shape[1], spec.dtype)
+            early = jax.tree.map(lambda x: placement.struct(x.shape, x.dtype), early)
             packed_len = size * (_NUM_COLUMNS + NUM_FIELDS + self._num_words) + NUM_FLAGS
             packed = placement.struct((packed_len,), jnp.int32)
-            arguments = (*structs, state.last_tokens, state.slots, packed)
+            arguments = (left, early, state.last_tokens, state.slots, packed)
             function = placement.shard_map(
-                sample_late(size, self._num_words), arguments, lambda _: PartitionSpec()
+                sample_late(shards, size, self._num_words), arguments, lambda _: PartitionSpec()
             )
             return jax.jit(function, donate_argnums=(2, 3)).lower(*arguments)
 

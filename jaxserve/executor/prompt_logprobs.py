@@ -6,8 +6,8 @@ size makes logits of them, blocks and not steps wide: what is held at once is a 
 
 Neither temperature nor penalties: these are the model's own log-probabilities.
 
-Axis letters: T tokens of the step, D model width, N = MAX_PROMPT_BLOCK, S slots, V vocabulary,
-I = MAX_LOGPROB_TOKEN_IDS.
+Axis letters: T tokens of the step, D model width, N = MAX_PROMPT_BLOCK, R rows of a shard,
+S slots, V vocabulary, I = MAX_LOGPROB_TOKEN_IDS.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from jaxserve.executor.logprobs import Logprobs, logprobs
 from jaxserve.executor.sampler import without_nan
 from jaxserve.executor.sharding import Placement
 from jaxserve.executor.warmup import compile_all
-from jaxserve.models import Model
+from jaxserve.models import Model, RowShards
 
 
 def take_block(hidden: Array, tokens: Array) -> Array:
@@ -41,10 +41,12 @@ def score_function(
         leaves: list[Array], hidden: Array, logprob_ids: Array, packed: Array
     ) -> Logprobs:
         """Logprobs of hidden states [N, D]: ids i32[S, I] of each slot, packed i32[2, N]."""
-        targets, slots = packed[0, :size], packed[1, :size]
-        logits = without_nan(model.bind(leaves).logits(hidden[:size]))  # f32[size, V]
+        shards = RowShards(model.plan, size)
+        targets, slots = shards.mine(packed[:, :size], axis=1)  # i32[R] each
+        logits = without_nan(model.bind(leaves).logits(hidden[:size]))  # f32[R, V]
         named_ids = logprob_ids.at[slots].get(mode="promise_in_bounds")
-        return logprobs(logits, jnp.ones(size, jnp.float32), targets, named_ids)
+        temperature = jnp.ones(len(targets), jnp.float32)
+        return shards.everyones(logprobs(logits, temperature, targets, named_ids))
 
     return score_block
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jaxserve.models import Model
+from jaxserve.models import Model, RowShards
 from jaxserve.shard_plan import TP_AXIS, ShardPlan
 
 Axes = tuple[str | None, ...]
@@ -82,6 +82,14 @@ class Placement:
         )
         spec = PartitionSpec(*mesh_axes)
         return jax.ShapeDtypeStruct(whole, dtype, sharding=NamedSharding(self.mesh, spec))
+
+    def row_struct(self, rows: RowShards, size: int, dtype: Any) -> jax.ShapeDtypeStruct:
+        """``[R, size]`` of each shard: the rows that it has."""
+        if self.mesh is None:
+            return self.struct((rows.rows_per_shard, size), dtype)
+        count = rows.rows_per_shard * (self.plan.num_shards if rows.is_divided else 1)
+        sharding = NamedSharding(self.mesh, rows.spec)
+        return jax.ShapeDtypeStruct((count, size), dtype, sharding=sharding)
 
     def expected(self, model: Model) -> dict[str, jax.ShapeDtypeStruct]:
         """Path → shape over all shards, dtype and sharding of each leaf."""

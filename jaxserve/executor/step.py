@@ -1,7 +1,8 @@
 """One step as a pure function of arrays: what the runner runs and what tools compile to look at."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,11 @@ from jax.sharding import PartitionSpec
 from jaxserve.batch import PADDING_SLOT, Bucket, Mode
 from jaxserve.executor.embeds import given_embeds
 from jaxserve.executor.kv_pool import DeviceState
-from jaxserve.executor.packing import packed_len, unpack
+from jaxserve.executor.packing import DeviceInputs, packed_len, unpack
 from jaxserve.executor.sampler import Sampled, sample
 from jaxserve.executor.sharding import Placement
 from jaxserve.executor.slots import record
-from jaxserve.models import AttnContext, Model
+from jaxserve.models import AttnContext, GivenEmbeds, Model, RowShards
 
 Leaf = jax.Array | jax.ShapeDtypeStruct
 
@@ -22,10 +23,10 @@ Leaf = jax.Array | jax.ShapeDtypeStruct
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What a step leaves beside the state.  B rows, T tokens, D model width, V vocabulary."""
+    """What a step leaves beside the state.  R rows of a shard, T tokens, D width, V vocabulary."""
 
     sampled: Sampled
-    logits: jax.Array  # f32[B, V]; the model's own
+    logits: jax.Array  # f32[R, V]; the model's own, of the shard's rows of ``RowShards``
     hidden: jax.Array | None  # [T, D], what logits are made of; of a DECODE step if it keeps_hidden
 
 
@@ -52,13 +53,7 @@ def step_function(
         inputs = unpack(packed, bucket)
         is_decode = bucket.mode is Mode.DECODE
         module = model.bind(leaves)
-        token_ids = inputs.token_ids
-        slots_read = inputs.row_slots if is_decode else jnp.maximum(~token_ids, 0)
-        last_tokens = state.last_tokens.at[slots_read].get(mode="promise_in_bounds")
-        token_ids = last_tokens if is_decode else jnp.where(token_ids < 0, last_tokens, token_ids)
-        embeds = None
-        if state.embeds is not None and not is_decode:
-            token_ids, embeds = given_embeds(token_ids, state.embeds)
+        token_ids, embeds = _tokens(inputs, state, is_decode=is_decode)
         context = AttnContext(
             positions=inputs.positions,
             write_slots=inputs.write_slots,
@@ -74,7 +69,16 @@ def step_function(
             last = jnp.maximum(inputs.q_starts[1:] - 1, 0)  # [B]; a padding row has no token
             last_hidden = hidden.at[last].get(mode="promise_in_bounds")
         logits = module.logits(last_hidden)
-        sampled = sample(logits, inputs.sampling, state.slots, inputs.row_slots, inputs.kv_lens)
+        shards = RowShards(model.plan, bucket.num_rows)
+        sampled = shards.everyones(
+            sample(
+                logits,
+                replace(inputs.sampling, rows=shards.mine(inputs.sampling.rows, axis=1)),
+                state.slots,
+                shards.mine(inputs.row_slots),
+                shards.mine(inputs.kv_lens),
+            )
+        )
         samples = inputs.sampling.unpack().samples
         slots = jnp.where(samples, inputs.row_slots, PADDING_SLOT)
         new_state = DeviceState(
@@ -87,6 +91,19 @@ def step_function(
         return new_state, StepOutput(sampled, logits, kept)
 
     return step
+
+
+def _tokens(
+    inputs: DeviceInputs, state: DeviceState, *, is_decode: bool
+) -> tuple[jax.Array, GivenEmbeds | None]:
+    """The ids i32[T] of a step's tokens, and the embeddings that stand in for some of them."""
+    token_ids = inputs.token_ids
+    slots_read = inputs.row_slots if is_decode else jnp.maximum(~token_ids, 0)
+    last_tokens = state.last_tokens.at[slots_read].get(mode="promise_in_bounds")
+    if is_decode:
+        return last_tokens, None
+    token_ids = jnp.where(token_ids < 0, last_tokens, token_ids)
+    return (token_ids, None) if state.embeds is None else given_embeds(token_ids, state.embeds)
 
 
 def trace_step(
@@ -106,10 +123,12 @@ def trace_step(
             ``state_specs``): nothing is computed, so that any size can be traced anywhere.
     """
     packed = placement.struct((packed_len(bucket),), jnp.int32)
+    whole: Any = PartitionSpec()
+    rows: Any = RowShards(model.plan, bucket.num_rows).spec
     arguments = (list(leaves), state, packed)
     step = placement.shard_map(
         step_function(model, bucket, attention_backend, keeps_hidden=keeps_hidden),
         arguments,
-        lambda specs: (specs[1], PartitionSpec()),
+        lambda specs: (specs[1], StepOutput(whole, rows, whole)),
     )
     return jax.jit(step, donate_argnums=1).trace(*arguments)

@@ -29,7 +29,7 @@ _DIGITS = np.arange(1, 8, dtype=np.int32)  # octal
 _F32_BYTES = 4
 # Weights that are in memory at a time: they stay in a GPU's cache from pass to pass, and at
 # 256 rows of a large vocabulary all of them would be a percent of the model.
-_MAX_WEIGHT_BYTES = 2**25
+MAX_WEIGHT_BYTES = 2**25
 
 
 @jax.tree_util.register_dataclass
@@ -61,7 +61,7 @@ def rank_thresholds(logits: Array, truncation: Truncation) -> Array:
     ten passes over the row whatever it holds.  No loop: it would end the step's CUDA graph.
     """
     num_rows, vocab_size = logits.shape
-    num_parts = -(-num_rows * vocab_size * _F32_BYTES // _MAX_WEIGHT_BYTES)
+    num_parts = -(-num_rows * vocab_size * _F32_BYTES // MAX_WEIGHT_BYTES)
     size = -(-num_rows // num_parts)
     found: list[Array] = []
     for start in range(0, num_rows, size):

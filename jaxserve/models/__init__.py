@@ -12,6 +12,7 @@ from jaxserve.models.attention import (
 )
 from jaxserve.models.layers import GivenEmbeds
 from jaxserve.models.registry import Model, build_model
+from jaxserve.models.row_shards import RowShards
 
 __all__ = [
     "BF16_BITS",
@@ -19,6 +20,7 @@ __all__ = [
     "GivenEmbeds",
     "KVPool",
     "Model",
+    "RowShards",
     "add_rms_norm",
     "attend",
     "build_model",

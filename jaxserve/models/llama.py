@@ -1,7 +1,7 @@
 """Llama (https://arxiv.org/abs/2302.13971; grouped queries and biases as in its successors).
 
-Axis letters: T tokens, B rows that want logits, D model, N query heads, K kv heads, H head dim,
-V vocabulary.
+Axis letters: T tokens, B rows that want logits, R this shard's of them, D model, N query heads,
+K kv heads, H head dim, V vocabulary.
 """
 
 import functools
@@ -16,6 +16,7 @@ from jaxserve.model_config import ModelConfig
 from jaxserve.models.attention import AttnContext, KVPool, attend
 from jaxserve.models.layers import Embed, GatedMLP, GivenEmbeds, Linear, RMSNorm, project
 from jaxserve.models.rope import rope_frequencies, rotate, rotation
+from jaxserve.models.row_shards import RowShards
 from jaxserve.shard_plan import ShardPlan
 
 # Makes what queries [T, N, H] and keys [T, K, H] pass through before they are turned.
@@ -145,7 +146,7 @@ class Llama(nnx.Module):
             if config.tie_word_embeddings
             else Linear(plan.lm_head_rows(config), size, use_bias=False, dtype=dtype)
         )
-        self.gather_over = plan.axis if plan.splits_lm_head else None
+        self.plan = plan
         frequencies, factor = rope_frequencies(config, context_len)
         self.rope = (tuple(float(value) for value in frequencies), factor)
         self.act_dtype = act_dtype
@@ -175,14 +176,15 @@ class Llama(nnx.Module):
         _, hidden = self.final_norm.after_adding(x, delta, fused=context.fuses_norms)
         return hidden, KVPool(tuple(new_k), tuple(new_v))
 
-    def logits(self, hidden: jax.Array) -> jax.Array:  # [B, D] -> f32[B, V]
-        """Next-token logits of the rows that want them, over the whole vocabulary."""
+    def logits(self, hidden: jax.Array) -> jax.Array:  # [B, D] -> f32[R, V]
+        """Next-token logits over the whole vocabulary, of this shard's rows of ``RowShards``."""
+        shards = RowShards(self.plan, hidden.shape[0])
+        splits_vocab = self.plan.splits_lm_head
+        hidden = shards.padded(hidden) if splits_vocab else shards.mine(hidden)
         table = self.embed.embedding if self.lm_head is None else self.lm_head.kernel
         # f32 out of the product: logits rounded to bf16 tie, and logprobs of them are coarse
         logits = project(hidden, table[...], jnp.float32)
-        if self.gather_over is None:
-            return logits
-        return jax.lax.all_gather(logits, self.gather_over, axis=1, tiled=True)
+        return shards.whole(logits) if splits_vocab else logits
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -182,8 +182,7 @@ class PlanBuilder:
         for row, chunk in enumerate(chunks):
             seq, first = chunk.seq, chunk.seq.num_computed
             start, stop = stop, stop + chunk.num_tokens
-            known = seq.tokens[first : first + chunk.num_tokens]
-            token_ids[start:stop] = known or ~seq.slot  # not known: it is the one in flight
+            token_ids[start:stop] = seq.tokens[first : first + chunk.num_tokens] or ~seq.slot
             positions[start:stop] = np.arange(first, first + chunk.num_tokens, dtype=np.int32)
             token_slots[start:stop] = seq.slot
             kv_lens[row] = first + chunk.num_tokens

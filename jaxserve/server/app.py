@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
 from jaxserve.config import ServerConfig
-from jaxserve.errors import JaxserveError
+from jaxserve.errors import JaxserveError, UnsupportedFeatureError
 from jaxserve.server.auth import (
     OPEN_PREFIXES,
     is_authorized,
@@ -31,6 +31,7 @@ from jaxserve.server.state import STATE, ServerState
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("jaxserve.access")
+RANK_HEADER = "X-Data-Parallel-Rank"  # SGLang's: stands for routed_dp_rank in the body
 
 
 def make_app(llm: TextService | None, config: ServerConfig) -> web.Application:
@@ -130,7 +131,16 @@ async def _check_phase(request: web.Request, handler: Handler) -> web.StreamResp
     row = row_of(request)
     if row is not None and row.starts_work:
         request.app[STATE].check_accepts()
+        _check_rank(request.headers.get(RANK_HEADER, "0"))
     return await handler(request)
+
+
+def _check_rank(rank: str) -> None:
+    if rank.strip() != "0":
+        raise UnsupportedFeatureError(
+            f"{RANK_HEADER} {rank!r} is not supported: there is one engine, of rank 0. Leave the "
+            "header away or send 0."
+        )
 
 
 class AccessLogger(AbstractAccessLogger):

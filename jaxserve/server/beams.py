@@ -25,6 +25,7 @@ from jaxserve.server.state import OpenStreams, ServerState
 from jaxserve.server.streams import results
 
 MAX_BEAM_WIDTH = MAX_TOP_LOGPROBS // 2
+MAX_SEARCHES = 64  # of one request that go on together
 
 
 class BeamGeneration:
@@ -36,6 +37,7 @@ class BeamGeneration:
         self.opened = OpenStreams()  # of no use here: a step opens and closes its own
         self._calls: list[Call] = []
         self._num_results = 1
+        self._turns = asyncio.Semaphore(MAX_SEARCHES)
 
     async def submit(self) -> None:
         """Check everything; the search begins with ``events`` or ``answer``.
@@ -74,6 +76,10 @@ class BeamGeneration:
 
     async def _searched(self, call: Call) -> JsonObject:
         start_s = time.perf_counter()
+        async with self._turns:
+            return await self._search(call, start_s)
+
+    async def _search(self, call: Call, start_s: float) -> JsonObject:
         llm, params, prompt = self.state.llm, call.params, call.prompt
         assert not isinstance(prompt, InputEmbeds)  # refused by submit
         rid = call.options.rid or uuid.uuid4().hex
@@ -166,7 +172,7 @@ def _problems(call: Call, shown: Shown, num_results: int, vocab_size: int) -> It
         (call.options.session, "is not supported for session requests"),
         (call.options.num_logprobs is not None, "does not support return_logprob"),
         (isinstance(call.prompt, InputEmbeds), "does not support input_embeds"),
-        (params.hidden_states, "does not support return_hidden_states"),
+        (params.hidden_states is not None, "does not support return_hidden_states"),
         (params.grammar, "is not supported with constrained decoding"),
         (params.stop or params.stop_regex,
          "does not support stop strings/regex yet; use stop_token_ids"),

@@ -38,7 +38,8 @@ class ChatBody(CommonBody):
     messages: Items[JsonObject] = Field(
         default_factory=list,
         description="Roles in any case. Contents are texts or lists of text parts, joined by a "
-        "space. `tool_calls` and `reasoning_content` of earlier answers go to the template.",
+        "space. `tool_calls` and `reasoning_content` of earlier answers go to the template. For a "
+        "template without the role, a developer is the system and a function a tool.",
     )
     input_ids: Items[int] = Field(
         default_factory=list, description="A rendered prompt, not messages."

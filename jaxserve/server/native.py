@@ -22,6 +22,7 @@ from jaxserve.server.http_errors import (
     native_stream_error,
 )
 from jaxserve.server.json_body import JsonObject, read_object
+from jaxserve.server.service import TextService
 from jaxserve.server.sse import event, send_events
 from jaxserve.server.state import STATE, OpenStreams, ServerState
 from jaxserve.server.streams import merge, results
@@ -57,7 +58,7 @@ class Generation:
         self._calls, self._n = self.body.calls()
         for call in self._calls:
             thought = await _thought(self.state, call, self.body.shown)
-            self._reasoning.append(_span(thought))
+            self._reasoning.append(_span(self.state.llm, thought))
             await self.opened.add(
                 self.state.llm.submit(
                     call.prompt,
@@ -213,10 +214,11 @@ async def _thought(state: ServerState, call: Call, shown: Shown) -> Thought | No
     return await thought_of(llm, name, is_inside=is_inside, is_strict=is_strict, budget=budget)
 
 
-def _span(thought: Thought | None) -> ReasoningSpan | None:
+def _span(llm: TextService, thought: Thought | None) -> ReasoningSpan | None:
     if thought is None:
         return None
-    return ReasoningSpan(thought.end_ids, thought.start_ids)
+    end = llm.decode(thought.end_ids)
+    return ReasoningSpan(thought.end_ids, thought.start_ids, end.strip(), llm.decode_token)
 
 
 async def _refusal(error: JaxserveError) -> AsyncGenerator[bytes, None]:

@@ -21,6 +21,7 @@ T = TypeVar("T")
 Items = Annotated[list[T], Field(fail_fast=True)]
 
 DEFAULT_COMPLETION_TOKENS = 16
+MAX_MODEL_CHARS = 4096  # every chunk of every choice has a copy
 
 _LATER = "the answer cannot carry it yet"
 _PROCESSOR = "there are no custom logit processors"
@@ -56,7 +57,9 @@ class CommonBody(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    model: Annotated[str, Field(description="Any name; echoed in the answer.")] = "default"
+    model: Annotated[
+        str, Field(max_length=MAX_MODEL_CHARS, description="Any name; echoed in the answer.")
+    ] = "default"
     n: Annotated[int, Field(ge=1, le=MAX_N, description="Samples per prompt.")] = 1
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from jaxserve.errors import InvalidRequestError, UnsupportedFeatureError
 from jaxserve.server.blocks import read_blocks
-from jaxserve.server.chat_turn import open_turn, render_only
+from jaxserve.server.chat_turn import Turn, open_turn, render_only
 from jaxserve.server.chat_types import ChatBody
 from jaxserve.server.http_errors import json_response
 from jaxserve.server.json_body import JsonObject, read_v1_object
@@ -18,6 +18,7 @@ from jaxserve.server.openai_types import sampling_defaults
 from jaxserve.server.responses_events import EventWriter, ResponseFormat
 from jaxserve.server.responses_items import chat_messages, input_items
 from jaxserve.server.responses_store import RESPONSES, ResponseStore, StoredResponse
+from jaxserve.server.responses_truncation import truncated
 from jaxserve.server.responses_types import (
     DEFAULT_TEMPERATURE,
     ResponsesBody,
@@ -62,6 +63,17 @@ class _Job:
             texts=state.llm if body.with_logprobs else None,
         )
 
+    async def open_turn(self, opened: OpenStreams) -> Turn:
+        """Start to generate.
+
+        Raises:
+            InvalidRequestError: the body cannot be answered; the message names the field.
+            OverloadedError: the queue is full.
+        """
+        if self.body.truncation == "auto":
+            self.chat = await truncated(self.state, self.chat)
+        return await open_turn(self.state, self.chat, opened)
+
     def keep(self, response: JsonObject) -> None:
         """Store ``response`` if that is wanted."""
         if self.format.is_stored:
@@ -104,7 +116,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
     if job.body.background:
         return json_response(await _start(job))
     with OpenStreams() as opened:
-        turn = await open_turn(state, job.chat, opened)
+        turn = await job.open_turn(opened)
         if not job.body.stream:
             response = job.format.finished(await read_blocks(turn))
             job.keep(response)
@@ -119,7 +131,7 @@ async def create_response(request: web.Request) -> web.StreamResponse:
 async def _start(job: _Job) -> JsonObject:
     """Generate in the background; what is wrong with the request is still an HTTP error."""
     opened = OpenStreams()
-    turn = await open_turn(job.state, job.chat, opened)
+    turn = await job.open_turn(opened)
     record = job.store.put(job.items, job.format.unfinished("queued"))
 
     async def generate() -> None:

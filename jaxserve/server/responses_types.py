@@ -76,7 +76,10 @@ class ResponsesBody(CommonBody):
     include: Items[str] = []
     store: bool = True
     background: bool = False
-    truncation: Literal["disabled"] = "disabled"
+    truncation: Annotated[
+        Literal["auto", "disabled"],
+        Field(description="auto: what is too long for the context loses its oldest turns."),
+    ] = "disabled"
     service_tier: Annotated[str, Field(description="There is one, which is `default`.")] = "auto"
     user: Annotated[str | None, Field(description="Comes back in the answer.")] = None
     safety_identifier: Annotated[str | None, Field(description="Likewise.")] = None

@@ -1,6 +1,6 @@
 """The rows of SGLang's native endpoints for inference, text and sessions."""
 
-from jaxserve.native_request import REFUSALS, UNSUPPORTED
+from jaxserve.native_refusals import REFUSALS, UNSUPPORTED
 from jaxserve.server import native, session_endpoints, text_endpoints
 from jaxserve.server.http_errors import Dialect
 from jaxserve.server.native_types import GenerateAnswer, GenerateBody, VertexBody

@@ -43,7 +43,7 @@ ROUTES = (
         why="A stream ends with its last event, as OpenAI's does, without `[DONE]`. Tools are "
         "functions only. `background` needs `--enable-response-store` and cannot stream. Reasoning "
         "is in the reasoning items' `content`; `encrypted_content` is the same text in base64. "
-        "`text.verbosity`, `truncation: auto` and summaries other than `auto` are a 400.",
+        "`text.verbosity` and summaries other than `auto` are a 400.",
     ),
     Route(
         methods=("POST",), path="/v1/responses/input_tokens",

@@ -3,7 +3,7 @@
 from aiohttp import web
 from pydantic import BaseModel, Field
 
-from jaxserve.request import PAUSE_MODES
+from jaxserve.request import MAX_RID_CHARS, PAUSE_MODES
 from jaxserve.server.http_errors import BodyError, json_response
 from jaxserve.server.json_body import JsonObject, parse, read_optional_object
 from jaxserve.server.state import STATE
@@ -16,7 +16,7 @@ class OpenSessionBody(BaseModel):
         description="The most tokens that a prompt of the session may have, those it continues "
         "included; SGLang takes the number and does not look at it."
     )
-    session_id: str | None = None
+    session_id: str | None = Field(default=None, max_length=MAX_RID_CHARS)
     streaming: bool = Field(
         default=False,
         description="Every prompt goes on from the last request that was answered, one at a time. "

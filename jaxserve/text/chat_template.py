@@ -15,6 +15,13 @@ from jaxserve.text.tokenizer import Tokenizer
 # A template that loops over the parts of a message's content wants the list, not a string.
 _LOOPS_OVER_PARTS = re.compile(r"\{%-?\s*for\s+[\w\s,]+?\s+in\s+(?:(?!\bif\b)[^%])*\bcontent\b")
 
+# A template leaves out, without a word, a message of a role that it does not ask for.  Role → what
+# it stands for, and what a template that knows it has.
+_STAND_INS = {
+    "developer": ("system", re.compile(r"\bdeveloper\b")),
+    "function": ("tool", re.compile(r"\brole\b[^%}]*\bfunction\b")),
+}
+
 # What a template may raise: its own raise_exception, and Python's answers to a message whose
 # shape it does not expect.
 _TEMPLATE_ERRORS = (
@@ -44,6 +51,9 @@ def render_chat(
 ) -> list[int]:
     """Prompt ids of a conversation.  The template writes the BOS token, if there is to be one.
 
+    A developer's message is the system's, and a function's a tool's, for a template that does not
+    know these roles.
+
     Raises:
         InvalidRequestError: no template, no messages, or the template refuses them.
         UnsupportedFeatureError: a content part that is not text.
@@ -62,7 +72,12 @@ def render_chat(
         if name in _RESERVED:
             raise InvalidRequestError(f"chat_template_kwargs must not set {name!r}")
     keeps_parts = _LOOPS_OVER_PARTS.search(template) is not None
-    plain = [_plain_message(message, keeps_parts) for message in messages]
+    roles = {
+        role: stand_in
+        for role, (stand_in, known) in _STAND_INS.items()
+        if known.search(template) is None
+    }
+    plain = [_plain_message(message, keeps_parts, roles) for message in messages]
     try:
         text = tokenizer.apply_template(
             plain,
@@ -76,8 +91,13 @@ def render_chat(
     return tokenizer.encode(text, add_special_tokens=False, max_tokens=max_tokens)
 
 
-def _plain_message(message: Mapping[str, Any], keeps_parts: bool) -> dict[str, Any]:
+def _plain_message(
+    message: Mapping[str, Any], keeps_parts: bool, roles: Mapping[str, str]
+) -> dict[str, Any]:
     plain = dict(message)
+    role = plain.get("role")
+    if isinstance(role, str):
+        plain["role"] = roles.get(role, role)
     content = plain.get("content")
     if isinstance(content, list):
         texts = [_part_text(part) for part in content]

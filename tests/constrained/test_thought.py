@@ -3,11 +3,16 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 
+import numpy as np
 import pytest
 from grammar_harness import BOS, CALL, EOS, OTHER_EOS, allowed, byte_level, spelled, text_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jaxserve.constrained import GrammarCompiler, Matcher
+from jaxserve.constrained.thought import ThoughtFollower
 from jaxserve.request import Grammar, Thought
 
 # With two tokens that end a mark and go on, as large vocabularies have.
@@ -82,6 +87,34 @@ def test_no_token_may_end_the_mark_and_begin_the_answer(digits, compiler: Gramma
     alone = compiler.thought_matcher(Thought(end_ids=END_IDS, budget=99))
     alone.accept(BY_BYTE[:-1])
     assert free(alone)  # no grammar minds
+
+
+PIECES = [i for i, text in enumerate(VOCABULARY.token_bytes) if text and text in MARK.encode() * 2]
+
+
+PARTS = [[i] for i in (*PIECES, *ids("a \n"), BLANK, BRACE)] + [BY_BYTE[:-1]] * 20
+
+
+@given(parts=st.lists(st.sampled_from(PARTS), max_size=30))
+@settings(max_examples=300, deadline=None)
+def test_the_wait_ends_when_the_text_has_the_mark(parts: list[list[int]]) -> None:
+    """Whatever tokens spell it; and what stands behind it is never of the token that ended it."""
+    follower = ThoughtFollower(Thought(end_ids=END_IDS), VOCABULARY, has_grammar=True)
+    row = np.zeros(VOCABULARY.num_mask_words, np.uint32)
+    text = b""
+    for token_id in chain(*parts, BY_BYTE):
+        follower.fill(row)
+        if not row[token_id // 32] >> (token_id % 32) & 1:
+            token = VOCABULARY.token_bytes[token_id]
+            assert not follower.is_free
+            assert (text + token).partition(MARK.encode())[2].strip()
+            continue
+        assert follower.take(token_id)
+        text += VOCABULARY.token_bytes[token_id]
+        assert follower.is_over is (MARK.encode() in text)
+        if follower.is_over:
+            assert not text.partition(MARK.encode())[2].strip()
+            return
 
 
 @pytest.mark.parametrize("is_forcing", [True, False])

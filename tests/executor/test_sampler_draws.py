@@ -141,7 +141,7 @@ def test_thresholds_found_part_by_part_are_those_found_at_once(monkeypatch) -> N
         min_p=np.zeros(7, np.float32),
     )
     at_once = jax.jit(truncation.rank_thresholds)(logits, limits)
-    monkeypatch.setattr(truncation, "_MAX_WEIGHT_BYTES", 3 * 500 * 4)  # 3, 3 and 1 rows
+    monkeypatch.setattr(truncation, "MAX_WEIGHT_BYTES", 3 * 500 * 4)  # 3, 3 and 1 rows
     in_parts = jax.jit(lambda *args: truncation.rank_thresholds(*args))(logits, limits)
     np.testing.assert_array_equal(in_parts, at_once)
 

@@ -37,12 +37,23 @@ class Case:
     options: dict[str, object]
     tp_size: int
     num_all_reduces: int
-    num_all_gathers: int
+    splits_vocab: bool = True
+
+    def collectives(self, bucket: Bucket) -> Counter[str]:
+        """Rows are divided where there are enough: then they are exchanged, and what was found."""
+        divides_rows = bucket.num_rows >= self.tp_size
+        return Counter(
+            {
+                "all-reduce": self.num_all_reduces,
+                "all-to-all": int(self.splits_vocab and divides_rows),
+                "all-gather": int(self.splits_vocab or divides_rows),
+            }
+        )
 
 
 CASES = {
-    # two layers, attention and MLP each; the logits once
-    "llama": Case("llama", {"vocab_size": 264}, 2, 4, 1),
+    # two layers, attention and MLP each
+    "llama": Case("llama", {"vocab_size": 264}, 2, 4),
     # kv heads twice, 3 query heads on 2 devices, and a tied table that is divided
     "qwen2_padded": Case(
         "qwen2",
@@ -50,10 +61,10 @@ CASES = {
             "num_attention_heads": 6, "hidden_size": 96, "vocab_size": 264,
             "tie_word_embeddings": True,
         },
-        4, 5, 1,
+        4, 5,
     ),
     # a vocabulary of 259 is on every device
-    "qwen3": Case("qwen3", {}, 4, 4, 0),
+    "qwen3": Case("qwen3", {}, 4, 4, splits_vocab=False),
 }  # fmt: skip
 
 
@@ -102,14 +113,24 @@ def step_inputs(bucket: Bucket, kv_lens: list[int], q_lens: list[int]) -> StepIn
     )
 
 
-def generate(runner: ModelRunner) -> list[StepResult]:
-    """A prompt of each of two rows and four tokens after it; all launched, then all fetched."""
+def generate(runner: ModelRunner, **values: float) -> list[StepResult]:
+    """A prompt of each of two rows and four tokens after it; all launched, then all fetched.
+
+    ``values`` are of the rows' sampling.
+    """
     lens = list(PROMPT_LENS)
-    steps = [runner.launch(step_inputs(EXTEND, lens, lens))]
+    fresh = tuple(SlotInit(slot, (3,), (), (), ()) for slot in (1, 2))
+    inputs = [replace(step_inputs(EXTEND, lens, lens), slot_inits=fresh)]
     for n in range(1, 5):
-        kv_lens = [length + n for length in lens]
-        steps.append(runner.launch(step_inputs(DECODE, kv_lens, [1, 1])))
-    return [step.fetch() for step in steps]
+        inputs.append(step_inputs(DECODE, [length + n for length in lens], [1, 1]))
+    return [runner.launch(with_sampling(step, **values)).fetch() for step in inputs]
+
+
+def with_sampling(inputs: StepInputs, **values: float) -> StepInputs:
+    arrays = {
+        name: np.full_like(getattr(inputs.sampling, name), value) for name, value in values.items()
+    }
+    return replace(inputs, sampling=replace(inputs.sampling, **arrays))
 
 
 def test_the_same_tokens_and_logprobs_as_on_one_device(runners: Runners) -> None:
@@ -121,12 +142,30 @@ def test_the_same_tokens_and_logprobs_as_on_one_device(runners: Runners) -> None
     assert runners.divided.compile_counter.since_freeze == 0
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"top_k": 30, "top_p": 0.9, "min_p": 0.01},
+        {"frequency_penalty": 0.5, "repetition_penalty": 1.2},
+    ],
+    ids=str,
+)
+def test_the_same_tokens_are_drawn_as_on_one_device(
+    runners: Runners, values: dict[str, float]
+) -> None:
+    ours, wanted = (
+        [step.token_ids[:2].tolist() for step in generate(runner, temperature=1.5, **values)]
+        for runner in (runners.divided, runners.alone)
+    )
+    assert ours == wanted
+    greedy = [step.token_ids[:2].tolist() for step in generate(runners.alone)]
+    assert ours != greedy
+
+
 @pytest.mark.parametrize("bucket", [DECODE, EXTEND], ids=["decode", "extend"])
 def test_collectives_are_those_of_the_matrix_products(runners: Runners, bucket: Bucket) -> None:
-    wanted = Counter(
-        {"all-reduce": runners.case.num_all_reduces, "all-gather": runners.case.num_all_gathers}
-    )
-    assert collectives(runners.divided, bucket) == +wanted
+    assert collectives(runners.divided, bucket) == +runners.case.collectives(bucket)
     assert not collectives(runners.alone, bucket)
 
 

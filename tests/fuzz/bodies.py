@@ -53,6 +53,11 @@ SEEDS: Mapping[str, tuple[Json, ...]] = {
         {"text": "x", "sampling_params": {"max_new_tokens": 24, "json_schema": json.dumps(SCHEMA)}},
         {"text": "x", "sampling_params": {"max_new_tokens": 8, "ebnf": 'root ::= "a" | "b"'}},
         {"text": "x", "sampling_params": SHORT, "extra_key": "k", "cache_salt": "s", "priority": 3},
+        {"text": "x", "sampling_params": {"max_new_tokens": 4, "beam_width": 3, "n": 2}},
+        {
+            "text": "x <think>", "require_reasoning": True, "max_thinking_tokens": 2,
+            "sampling_params": {"max_new_tokens": 16, "regex": "[ab]{3}"},
+        },
     ),
     "/v1/completions": (
         {"model": "m", "prompt": "hello", "max_tokens": 3, "temperature": 0, "seed": 1},
@@ -81,6 +86,8 @@ SEEDS: Mapping[str, tuple[Json, ...]] = {
             "reasoning": {"effort": "low", "enabled": True}, "continue_final_message": True,
             "modalities": ["text"], "reasoning_effort": "none", "stream_reasoning": False,
         },
+        {"model": "m", "messages": [USER], "max_tokens": 16, "reasoning": {"max_tokens": 2},
+         "custom_params": {"thinking_budget": 3}, "regex": "[ab]{3}"},
         {
             "model": "m", "messages": [USER], "max_tokens": 24,
             "response_format": {
@@ -167,7 +174,9 @@ SEEDS: Mapping[str, tuple[Json, ...]] = {
         {"model": "m", "prompt": "hello", "stream": False, "options": {"num_predict": 3}},
     ),
     "/abort_request": ({"rid": "batch", "abort_all": False},),
-    "/open_session": ({"capacity_of_str_len": 100},),
+    "/open_session": (
+        {"capacity_of_str_len": 100}, {"capacity_of_str_len": 100, "streaming": True},
+    ),
     "/close_session": ({"session_id": "x"},),
     "/encode": ({"text": "hello"},),
     "/v1/embeddings": ({"model": "m", "input": "hello"},),

@@ -17,7 +17,10 @@ from e2e.live_server import SMALL
 from fuzz.bodies import SEEDS, FuzzRequest, make_request
 
 # of the server: everything that can be on, and small enough to fill
-FLAGS = f"{SMALL} --reasoning-parser qwen3 --tool-call-parser hermes --enable-response-store"
+FLAGS = (
+    f"{SMALL} --reasoning-parser qwen3 --enable-strict-thinking --tool-call-parser hermes "
+    "--enable-response-store"
+)
 TIMEOUT_S = 60.0
 CONCURRENCY = 24
 # 501: a capability that is not built; 503: the queue is full, or the request timed out in it

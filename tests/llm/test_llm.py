@@ -186,6 +186,13 @@ async def test_drawn_seeds_follow_random_seed(tokenizer: Tokenizer, answer: list
     assert len({seed for pair in seeds for seed in pair}) == 6
 
 
+async def test_a_rid_is_not_copied_at_any_length(pair: tuple[LLM, FakeEngine]) -> None:
+    await pair[0].submit("hi", SamplingParams(), rid="x" * 1024)
+    with pytest.raises(InvalidRequestError, match="a rid has at most 1024 characters, one of 1025"):
+        await pair[0].submit("hi", SamplingParams(), rid="x" * 1025, n=2)
+    assert len(pair[1].requests) == 1
+
+
 async def test_an_open_rid_is_refused_until_it_is_free(pair: tuple[LLM, FakeEngine]) -> None:
     llm, engine = pair
     engine.is_running = False

@@ -11,8 +11,7 @@ from scheduler_sim.simulator import Simulation, make_world
 
 from jaxserve.batch import StepResult
 from jaxserve.request import TokenOutput
-from jaxserve.scheduler import BatchPlan, Scheduler
-from jaxserve.scheduler import scheduler as scheduler_module
+from jaxserve.scheduler import BatchPlan, Scheduler, outputs
 from jaxserve.scheduler.kv_manager import KVManager
 from jaxserve.scheduler.plan import Chunk, PlanBuilder
 from jaxserve.scheduler.radix_tree import RadixTree
@@ -156,7 +155,7 @@ def append_past_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def append(self: Scheduler, rid: str, token_ids: tuple[int, ...]) -> TokenOutput:
         with monkeypatch.context() as patch:
-            patch.setattr(scheduler_module, "ending", lambda seq, token_id: None)
+            patch.setattr(outputs, "ending", lambda seq, token_id: None)
             return original(self, rid, token_ids)
 
     monkeypatch.setattr(Scheduler, "append", append)

@@ -44,6 +44,17 @@ async def test_a_malformed_body(client: TestClient, path: str, data: bytes, word
     assert (await client.post("/generate", json=GOOD)).status == 200
 
 
+async def test_the_header_of_a_rank_that_is_not_there(client: TestClient, llm: FakeLLM) -> None:
+    chat = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    for path, body in (("/generate", GOOD), ("/v1/chat/completions", chat)):
+        for rank, status in (("0", 200), ("1", 400), ("x", 400)):
+            headers = {"x-data-parallel-rank": rank}
+            response = await client.post(path, json=body, headers=headers)
+            assert response.status == status
+        assert "there is one engine, of rank 0" in await response.text()
+    assert len(llm.submitted) == 2
+
+
 @pytest.mark.parametrize("config", [ServerConfig(max_body_bytes=1000)])
 async def test_a_body_over_the_limit(client: TestClient) -> None:
     for path in ("/generate", "/v1/completions"):

@@ -127,7 +127,7 @@ REFUSED = [
         {"text": None, "input_embeds": [[0.5]]},
         "Beam search does not support input_embeds. Leave it away, or beam_width.",
     ),
-    ({}, {"return_hidden_states": True}, "Beam search does not support return_hidden_states. L"),
+    ({}, {"return_hidden_states": True}, "Beam search does not support return_hidden_states. Lea"),
     ({"regex": "a"}, {}, "Beam search is not supported with constrained decoding. Leave it away"),
     ({"stop": "a"}, {}, "Beam search does not support stop strings/regex yet; use stop_token_ids."),
     ({"stop_regex": "a"}, {}, "Beam search does not support stop strings/regex yet; use stop_tok"),

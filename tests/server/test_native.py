@@ -138,11 +138,13 @@ async def test_what_a_prompt_is_cached_under(client: TestClient, llm: FakeLLM) -
     for fields in (
         {}, {"extra_key": "a"}, {"cache_salt": "a"}, {"extra_key": "b", "cache_salt": "a"},
         {"extra_key": "", "cache_salt": "ab"}, {"extra_key": ["x"], "cache_salt": None},
+        {"extra_key": "x" * 10_000}, {"extra_key": "x" * 9_999}, {"cache_salt": "x" * 10_000},
     ):  # fmt: skip
         await generate(client, {"text": "a"} | fields)
     names = [submission.cache_namespace for submission in llm.submitted]
     assert names[0] == ""
     assert len(set(names)) == len(names)
+    assert max(map(len, names)) <= 256  # each is kept with the prefixes
 
 
 async def test_prompt_ids_come_back_on_demand(client: TestClient) -> None:

@@ -6,7 +6,7 @@ from server.fake_llm import FakeLLM
 from server.native_calls import SHORT, TEXT, generate, stream
 
 from jaxserve.errors import ContextLengthError, EngineDeadError, OverloadedError
-from jaxserve.native_request import UNSUPPORTED
+from jaxserve.native_refusals import UNSUPPORTED
 
 EXACTLY_ONE = "Either text, input_ids or input_embeds should be provided."
 REFUSED = [
@@ -49,6 +49,11 @@ REFUSED = [
     (
         {"text": ["a", "b"], "rid": ["x", "x"]},
         "Duplicate request IDs detected within the request: x",
+    ),
+    (
+        {"text": ["a", "b"], "rid": "x" * 1025},
+        "a rid has at most 1024 characters, one of 1025 was given; shorten it, or leave it away to "
+        "have one made up.",
     ),
     (
         {"text": ["a", "b"], "rid": ["x"]},

@@ -132,6 +132,7 @@ async def test_unsupported_fields_are_named(client: TestClient, name: str) -> No
         (CHAT | {"temperature": "hot"}, ("float_parsing", "('body', 'temperature')")),
         (CHAT | {"n": 0}, ("greater_than_equal", "('body', 'n')")),
         (CHAT | {"stream": [], "seed": "x"}, ("'stream'", "'seed'")),
+        (CHAT | {"model": "m" * 4097}, ("string_too_long", "('body', 'model')")),
     ],
 )
 async def test_wrong_types_are_all_named(

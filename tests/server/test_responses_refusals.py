@@ -28,7 +28,7 @@ REFUSED = [
     ({"lora_path": "x"}, "`lora_path` is not supported"),
     ({"return_meta_info": True}, "`return_meta_info` is not supported: only the answers of"),
     ({"n": 2}, "n must be 1 in /v1/responses, got 2."),
-    ({"truncation": "auto"}, "truncation"),
+    ({"truncation": "some"}, "truncation"),
     ({"text": {"verbosity": "low"}}, "verbosity"),
     ({"text": {"format": {"type": "xml"}}}, "text.format.type must be text, json_object or"),
     ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema must be a"),

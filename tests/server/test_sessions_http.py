@@ -31,6 +31,8 @@ async def test_the_query_may_take_the_place_of_the_body(client: TestClient, llm:
 async def test_sessions_that_cannot_be_opened(client: TestClient) -> None:
     missing = await client.post("/open_session", json={})
     assert missing.status == 400
+    long = {"capacity_of_str_len": 100, "session_id": "x" * 1025}
+    assert (await client.post("/open_session", json=long)).status == 400
     assert "capacity_of_str_len" in (await missing.json())["message"]
 
 

@@ -65,6 +65,36 @@ def test_parts_stay_parts_for_a_template_that_loops_over_them(
         assert text == "[text:a][text:b]"
 
 
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{% for m in messages %}{{ m.role }} {% endfor %}", "system tool "),
+        ("{% if messages[0]['role'] == 'developer' %}dev{% endif %}", "dev"),
+        (
+            "{% for m in messages %}{% if m.role in ['tool', 'function'] %}{{ m.role }}{% endif %}"
+            "{% endfor %}",
+            "function",
+        ),
+        (
+            "{# a function is called by #}{{ tools[0].type == 'function' }} {{ messages[1].role }}",
+            "True tool",
+        ),
+    ],
+)
+def test_roles_that_a_template_does_not_know(
+    demo_model: Path, tmp_path: Path, template: str, expected: str
+) -> None:
+    tokenizer = with_template(demo_model, tmp_path, template)
+    messages = [{"role": "developer", "content": "a"}, {"role": "function", "content": "b"}]
+    assert shown(tokenizer, messages, tools=[{"type": "function"}]) == expected
+
+
+def test_a_developer_is_heard_by_a_template_of_systems_and_users(demo: Tokenizer) -> None:
+    for role in ("system", "developer"):
+        text = shown(demo, [{"role": role, "content": "Be brief."}, USER])
+        assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>")
+
+
 def test_continue_final_message_leaves_the_turn_open(demo: Tokenizer) -> None:
     begun = {"role": "assistant", "content": "The capital is"}
     text = shown(demo, [USER, begun], continue_final_message=True)
