@@ -91,7 +91,9 @@ class Constraints:
         if not rows:
             return None, []
         rids = [plan.rows[row].rid for row in rows]
-        failed = self._fill([self._followers[rid].matcher for rid in rids])
+        # None: it needs no mask any more
+        followers = [self._followers.get(rid) for rid in rids]
+        failed = self._fill([None if each is None else each.matcher for each in followers])
         aborted = [self._abort(rids[index], error) for index, error in failed.items()]
         kept = [index for index in range(len(rows)) if index not in failed]
         bits = self._bits[: len(rows)] if not failed else self._bits[kept]
@@ -120,6 +122,9 @@ class Constraints:
                 forced[index] = follower.matcher.forced_tokens()
             except GrammarError as error:
                 followed[index] = _joined(output, self._abort(output.rid, error))
+                continue
+            if follower.matcher.is_spent:
+                del forced[index], self._followers[output.rid]
         # The first token of a row costs nothing: a step is on its way that can sample it.
         num_forced = sum(len(token_ids) - 1 for token_ids in forced.values() if token_ids)
         num_rows = self._scheduler.num_running
@@ -129,14 +134,15 @@ class Constraints:
             followed[index] = self._continued(followed[index], token_ids)
         return followed
 
-    def _fill(self, matchers: Sequence[Matcher]) -> dict[int, GrammarError]:
+    def _fill(self, matchers: Sequence[Matcher | None]) -> dict[int, GrammarError]:
         """Fill one row of ``_bits`` for each matcher; the errors by index."""
         count = len(matchers)
         if len(self._bits) < count:
             self._bits = np.zeros((count, self._num_words), np.uint32)
-        if all(matcher.is_active for matcher in matchers):
+        active = [matcher for matcher in matchers if matcher is not None and matcher.is_active]
+        if len(active) == count:
             try:
-                fill_masks(matchers, self._bits[:count])
+                fill_masks(active, self._bits[:count])
                 return {}
             except GrammarError:
                 pass  # whose it is, one by one
@@ -144,7 +150,7 @@ class Constraints:
         for index, matcher in enumerate(matchers):
             row = self._bits[index : index + 1]
             try:
-                if matcher.is_active:
+                if matcher is not None and matcher.is_active:
                     fill_masks([matcher], row)
                 else:
                     row[:] = _ALL

@@ -18,6 +18,7 @@ class FakeMatcher:
         is_forcing: tell of tokens that must come next.
         starts_after: until this token has been accepted, anything may come.
         breaks_at: position that the grammar cannot be followed beyond.
+        is_lifted: nothing is constrained any more once ``starts_after`` has come.
     """
 
     def __init__(
@@ -28,12 +29,14 @@ class FakeMatcher:
         is_forcing: bool = True,
         starts_after: int | None = None,
         breaks_at: int | None = None,
+        is_lifted: bool = False,
     ) -> None:
         self._steps = steps
         self._may_end_at = may_end_at
         self._is_forcing = is_forcing
         self._starts_after = starts_after
         self._breaks_at = breaks_at
+        self._is_lifted = is_lifted
         self._position = 0
         self._has_ended = False
 
@@ -42,8 +45,13 @@ class FakeMatcher:
         return self._starts_after is None
 
     @property
+    def is_spent(self) -> bool:
+        return self._is_lifted and self.is_active
+
+    @property
     def is_finished(self) -> bool:
-        return self.is_active and (self._has_ended or self._position == len(self._steps))
+        is_over = self._has_ended or self._position == len(self._steps)
+        return self.is_active and is_over and not self._is_lifted
 
     def accept(self, token_ids: Sequence[int]) -> None:
         for token_id in token_ids:

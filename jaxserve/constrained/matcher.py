@@ -38,6 +38,11 @@ class Matcher:
         return self._grammar is not None
 
     @property
+    def is_spent(self) -> bool:
+        """True when anything may be generated from here to the end."""
+        return self._grammar is None and (self._thought is None or self._thought.is_over)
+
+    @property
     def is_finished(self) -> bool:
         """True when nothing but an end-of-sequence token may follow, or one has been accepted."""
         grammar = self._answering

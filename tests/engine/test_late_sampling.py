@@ -92,3 +92,19 @@ def test_a_sequence_that_ends_is_not_sampled_again(
         output = harness.run([PROMPT], params(), constraints=[FakeMatcher([ANY] * 3)])[0]
     assert len(output.tokens) == 4
     assert (calls.count("sample"), calls.count("launch")) == (3, 4)
+
+
+def test_what_needs_no_mask_any_more_is_sampled_in_its_step(
+    tiny_checkpoint: Path, compilation_cache_dir: str, calls: list[str]
+) -> None:
+    """A thought is followed to its end; the answer is as free as if nothing had been followed."""
+    with running_engine(tiny_checkpoint, compilation_cache_dir) as harness:
+        free = harness.run([PROMPT], params(max_new_tokens=30, ignore_eos=True))[0].tokens
+        calls.clear()
+        matcher = FakeMatcher([], starts_after=free[2], is_lifted=True)
+        sampling = params(max_new_tokens=30, ignore_eos=True)
+        output = harness.run([PROMPT], sampling, constraints=[matcher])[0]
+    assert output.tokens == free
+    position = free.index(free[2])
+    assert calls.count("sample") == position + 2  # one more was launched before its end was known
+    assert calls.count("launch") == 30
