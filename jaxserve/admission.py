@@ -1,18 +1,42 @@
 """What a prompt and its parameters must be for this model, and what they leave open."""
 
+import asyncio
 import operator
 import random
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from jaxserve.config import EngineConfig
 from jaxserve.errors import ContextLengthError, InvalidRequestError, UnsupportedFeatureError
 from jaxserve.model_parts import ModelInfo
-from jaxserve.request import SamplingParams, check_in_vocabulary
+from jaxserve.request import InputEmbeds, SamplingParams, SessionParams, check_in_vocabulary
 
+Encode = Callable[[str], Awaitable[tuple[int, ...]]]
+
+PLACEHOLDER_ID = 0  # where there is an embedding instead of a token
 MAX_COUNTED_CHARS = 2**20  # of a text that is no prompt: about a second and 200 MB
 MAX_ABS_LOGIT_BIAS = 3.0e38  # what a float32 holds
+
+
+async def read_prompt(
+    prompt: str | Sequence[int] | InputEmbeds, encode: Encode, info: ModelInfo
+) -> tuple[tuple[int, ...], np.ndarray | None]:
+    """The token ids of a prompt; or placeholders, and the embeddings f32[n, D] that it is.
+
+    Args:
+        encode: makes token ids of a text.
+
+    Raises:
+        InvalidRequestError: what ``checked_ids`` and ``checked_embeds`` refuse.
+    """
+    if isinstance(prompt, InputEmbeds):
+        embeds = await asyncio.to_thread(checked_embeds, prompt, info.hidden_size)
+        return (PLACEHOLDER_ID,) * len(embeds), embeds
+    token_ids = await encode(prompt) if isinstance(prompt, str) else prompt
+    return checked_ids(token_ids, info.vocab_size), None
 
 
 def checked_ids(prompt: Sequence[int], vocab_size: int) -> tuple[int, ...]:
@@ -31,6 +55,69 @@ def checked_ids(prompt: Sequence[int], vocab_size: int) -> tuple[int, ...]:
         raise InvalidRequestError("input_ids cannot be empty.")
     check_in_vocabulary(prompt_ids, vocab_size)
     return prompt_ids
+
+
+def check_allowed(
+    prompt: object, params: SamplingParams, session: SessionParams | None, config: EngineConfig
+) -> None:
+    """Refuse what the flags do not allow, and what a prompt without token ids cannot have.
+
+    Raises:
+        UnsupportedFeatureError: names the field, and the flag if there is one.
+    """
+    if params.hidden_states is not None and not config.enable_return_hidden_states:
+        raise UnsupportedFeatureError(
+            "The server is not configured to return hidden states. Please set "
+            "`--enable-return-hidden-states` to enable this feature."
+        )
+    if not isinstance(prompt, InputEmbeds):
+        return
+    if not config.disable_radix_cache:
+        raise UnsupportedFeatureError(
+            "input_embeds is provided while disable_radix_cache is False. Please add "
+            "`--disable-radix-cache` when you launch the server if you want to use input_embeds "
+            "as inputs."
+        )
+    if session is not None:
+        raise UnsupportedFeatureError(
+            "session_params cannot be combined with input_embeds: a session continues token ids. "
+            "Leave one of them away."
+        )
+    if params.prompt_logprobs_start is not None:
+        raise UnsupportedFeatureError(
+            "input_embeds have no token ids, so there are no logprobs of the prompt; send "
+            "logprob_start_len -1."
+        )
+
+
+def checked_embeds(prompt: InputEmbeds, width: int) -> np.ndarray:
+    """``prompt`` as f32[n, width], n > 0.  Takes long for long ones: call it in a thread.
+
+    Raises:
+        InvalidRequestError: no rows, or one that is not ``width`` finite numbers.
+    """
+    if not len(prompt.rows):
+        raise InvalidRequestError("input_embeds cannot be empty.")
+    return np.stack([_embedding(i, row, width) for i, row in enumerate(prompt.rows)])
+
+
+def _embedding(index: int, row: object, width: int) -> np.ndarray:
+    wanted = f"send rows of {width} numbers, the model's hidden_size"
+    try:
+        values = np.asarray(row)
+    except ValueError:  # nested lists of different lengths
+        values = np.asarray(None)
+    if values.ndim != 1 or (len(values) and values.dtype.kind not in "iuf"):
+        raise InvalidRequestError(f"input_embeds[{index}] is no list of numbers; {wanted}.")
+    if len(values) != width:
+        raise InvalidRequestError(f"input_embeds[{index}] has {len(values)} numbers; {wanted}.")
+    with np.errstate(over="ignore"):  # what overflows is found at once
+        single = values.astype(np.float32)
+    if not np.isfinite(single).all():
+        raise InvalidRequestError(
+            f"input_embeds[{index}] has a number that is not finite in 32 bits; {wanted}."
+        )
+    return single
 
 
 def read_limit(num_chars: int, info: ModelInfo, is_prompt: bool) -> int | None:
@@ -71,15 +158,6 @@ def settled(
         stop_token_ids=tuple(i for i in params.stop_token_ids if 0 <= i < info.vocab_size),
         prompt_logprobs_start=None if start == prompt_len else start,
     )
-
-
-def check_hidden_states(config: EngineConfig) -> None:
-    """Raise UnsupportedFeatureError if this server returns none: SGLang's text."""
-    if not config.enable_return_hidden_states:
-        raise UnsupportedFeatureError(
-            "The server is not configured to return hidden states. Please set "
-            "`--enable-return-hidden-states` to enable this feature."
-        )
 
 
 def sample_seed(seed: int | None, index: int) -> int | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 NULL_PAGE = 0
 PADDING_SLOT = 0
+EMBED_TOKEN = 2**31 - 1  # in place of a token id: the embedding is given
 MIN_LOGPROB = -9999.0  # what OpenAI's API says for "very unlikely"; -inf is not JSON
 
 # Prompt tokens whose logprobs are computed at once: what bounds the logits in memory.  The small
@@ -85,6 +86,14 @@ class PromptBlock:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbedRows:
+    """Embeddings of consecutive tokens of an EXTEND step, which have EMBED_TOKEN as their id."""
+
+    start: int  # of the step's tokens, the first one's place
+    rows: np.ndarray  # f32[n, D]
+
+
+@dataclass(frozen=True, slots=True)
 class StepInputs:
     """One step, padded to ``bucket``.  Padding points at page 0 and slot 0, never at -1."""
 
@@ -101,6 +110,7 @@ class StepInputs:
     sampling: SamplingArrays
     slot_inits: tuple[SlotInit, ...] = ()
     prompt_blocks: tuple[PromptBlock, ...] = ()
+    embeds: tuple[EmbedRows, ...] = ()  # in the order of their places
     hidden_tokens: np.ndarray | None = None  # i32[n]; the step's tokens whose states are wanted
 
     def without(self, rows: list[int]) -> "StepInputs":

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
-from jaxserve.admission import check_hidden_states, checked_ids, read_limit, settled
+from jaxserve.admission import check_allowed, checked_ids, read_limit, read_prompt, settled
 from jaxserve.config import EngineConfig
 from jaxserve.constrained import GrammarStats, Matcher
 from jaxserve.errors import ConfigError, InvalidRequestError
@@ -180,7 +180,7 @@ class LLM:
         """Start to generate; one stream per sample.  Everything is checked before it returns.
 
         Args:
-            prompt: text or token ids.
+            prompt: text, token ids, or embeddings.
             params: ``max_new_tokens=None`` goes to the end of the context.
             rid: the request's id; made up when None.  With n > 1 the streams get rid_0, rid_1, …
             n: samples; the i-th has a seed of its own, the first that of ``params``.
@@ -198,7 +198,8 @@ class LLM:
             EngineDeadError: the engine has stopped.
         """
         arrival_s = time.perf_counter()
-        prompt_ids = await self._prompt_ids(prompt)
+        check_allowed(prompt, params, session, self.config)
+        prompt_ids, embeds = await read_prompt(prompt, self.encode, self.info)
         if self.config.allow_auto_truncate:
             clamp_max_new_tokens = True
             prompt_ids = prompt_ids[: self.info.max_req_input_len]
@@ -216,6 +217,7 @@ class LLM:
             arrival_s=arrival_s,
             priority=priority,
             cache_namespace=cache_namespace,
+            embeds=None if embeds is None else embeds[: len(prompt_ids)],
         )
         streams = self._streams.start(rid, template, matchers)
         if continuation is not None:
@@ -314,7 +316,7 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Sequence[Prompt] | None = None,
         sampling_params: Sampling | Sequence[Sampling] = None,
         *,
         stream: bool = False,
@@ -323,7 +325,8 @@ class LLM:
         """Generate and wait.
 
         Args:
-            prompts: a text, token ids, or a list of these; a list runs concurrently.
+            prompts: a text, token ids, or a list of these; a list runs concurrently.  None with
+                the option ``input_embeds``.
             sampling_params: ``SamplingParams`` or the native API's dict, for all prompts or one
                 per prompt.
             stream: return an iterator instead; each item holds all the text of a stream so far.
@@ -358,10 +361,6 @@ class LLM:
 
     # --- inside ---
 
-    async def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
-        token_ids = await self.encode(prompt) if isinstance(prompt, str) else prompt
-        return checked_ids(token_ids, self.info.vocab_size)
-
     async def _matchers(self, params: SamplingParams, n: int) -> list[Matcher | None]:
         grammar, thought, compiler = params.grammar, params.thought, self._grammars
         if grammar is None and (thought is None or not thought.is_limited):
@@ -387,8 +386,6 @@ class LLM:
     def _settled(
         self, params: SamplingParams, prompt_len: int, clamps: bool | None
     ) -> SamplingParams:
-        if params.hidden_states is not None:
-            check_hidden_states(self.config)
         if clamps is None:
             clamps = params.max_new_tokens == DEFAULT_MAX_NEW_TOKENS
         seed = params.seed if params.seed is not None else self._random.getrandbits(63)

@@ -70,6 +70,7 @@ class ModelInfo:
     context_len: int
     max_total_num_tokens: int  # capacity of the KV pool
     vocab_size: int  # of the model; its tokenizer may have fewer
+    hidden_size: int  # numbers of a token's embedding
     model_type: str
     architectures: tuple[str, ...]
     load_format: str
@@ -147,6 +148,7 @@ def load_model(
         context_len=engine.config.context_length or model_config.context_len,
         max_total_num_tokens=engine.max_total_num_tokens,
         vocab_size=model_config.vocab_size,
+        hidden_size=model_config.hidden_size,
         model_type=model_config.model_type,
         architectures=model_config.architectures,
         load_format=source.format,

@@ -39,10 +39,6 @@ UNSUPPORTED: Mapping[str, str] = {
 }
 # Field → the whole message, for those whose first sentence clients know.
 REFUSALS: Mapping[str, str] = {
-    "input_embeds": (
-        "input_embeds is provided while disable_radix_cache is False. This server takes text or "
-        "input_ids only, with --disable-radix-cache too; leave input_embeds away."
-    ),
     "custom_logit_processor": (
         "The server is not configured to enable custom logit processor. They are pickled Python "
         "code, which this server never executes; use logit_bias or a grammar."

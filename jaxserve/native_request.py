@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jaxserve.errors import InvalidRequestError
+from jaxserve.errors import InvalidRequestError, UnsupportedFeatureError
 from jaxserve.native_fields import (
     Fields,
     boolean,
@@ -22,17 +22,22 @@ from jaxserve.native_fields import (
     string,
     unsigned,
     wrong_length,
-    wrong_type,
 )
+from jaxserve.native_prompts import Prompt, prompts_of
 from jaxserve.native_refusals import check_supported
-from jaxserve.request import HiddenStates, SamplingParams, SessionParams, check_rid
+from jaxserve.request import (
+    HiddenStates,
+    InputEmbeds,
+    SamplingParams,
+    SessionParams,
+    check_rid,
+)
 from jaxserve.sampling_dict import beam_width, sampling_params_from_dict
 
 MAX_N = 1024
 MAX_NAMESPACE_CHARS = 256
 MAX_SEQUENCES = 65_536  # of one request: each costs a few kB and 20 µs before it is queued
 NO_PROMPT_LOGPROBS = -1
-Prompt = str | tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,8 +184,10 @@ def parse_generate(body: Fields, preferred: Fields | None = None) -> GenerateReq
         InvalidRequestError: no prompt, or lists whose lengths disagree.
     """
     check_supported(body)
-    prompts, is_batch = _prompts(body)
+    prompts, is_batch = prompts_of(body)
     count = len(prompts)
+    whole = shown(body)
+    refuse_without_ids(prompts, whole)
     nothing: Fields = {}
     sampling = per_prompt(body, "sampling_params", nothing, mapping, count)
     return GenerateRequest(
@@ -189,7 +196,7 @@ def parse_generate(body: Fields, preferred: Fields | None = None) -> GenerateReq
         sampling=[{**(preferred or nothing), **given} for given in sampling],
         has_limit=["max_new_tokens" in given for given in sampling],
         options=prompt_options(body, count, is_batch=is_batch),
-        shown=shown(body),
+        shown=whole,
     )
 
 
@@ -203,6 +210,25 @@ def shown(body: Fields) -> Shown:
         stream=scalar(body, "stream", False, boolean),
         priority=scalar(body, "priority", 0, integer),
     )
+
+
+def refuse_without_ids(prompts: Sequence[object], wanted: Shown) -> None:
+    """Refuse what prompts of embeddings cannot have.
+
+    Raises:
+        UnsupportedFeatureError: names the field.
+    """
+    if not any(isinstance(prompt, InputEmbeds) for prompt in prompts):
+        return
+    for name, is_wanted in (
+        ("return_prompt_token_ids", wanted.prompt_token_ids),
+        ("require_reasoning", wanted.reasoning),
+    ):
+        if is_wanted:
+            raise UnsupportedFeatureError(
+                f"`{name}` is not supported with input_embeds: they have no token ids. Leave it "
+                "away or send false."
+            )
 
 
 def prompt_options(body: Fields, count: int, *, is_batch: bool) -> list[PromptOptions]:
@@ -248,41 +274,6 @@ def hidden_states(name: str, value: object) -> HiddenStates | None:
     raise InvalidRequestError(
         f"{name} must be a boolean or the string literal 'last', got {reprlib.repr(value)}."
     )
-
-
-def _prompts(body: Fields) -> tuple[list[Prompt], bool]:
-    text, ids = body.get("text"), body.get("input_ids")
-    if (text is None) == (ids is None):
-        raise InvalidRequestError(
-            "Either text, input_ids or input_embeds should be provided."
-            + ("" if text is None else " Both text and input_ids were given.")
-        )
-    if isinstance(text, str):
-        return [text], False
-    if text is not None:
-        if not isinstance(text, list):
-            raise wrong_type(text, "a string or a sequence of strings", "text")
-        return [string("text", item) for item in _filled("text", text)], True
-    if not isinstance(ids, list):
-        raise wrong_type(ids, "a sequence", "input_ids")
-    if isinstance(_filled("input_ids", ids)[0], list):
-        return [_token_ids(item) for item in ids], True
-    return [_token_ids(ids)], False
-
-
-def _token_ids(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        raise wrong_type(value, "a sequence", "input_ids")
-    for item in _filled("input_ids", value):
-        if type(item) is not int:  # bool is an int to isinstance
-            raise wrong_type(item, "i64", "input_ids")
-    return tuple(value)
-
-
-def _filled(name: str, value: list[object]) -> list[object]:
-    if not value:
-        raise InvalidRequestError(f"{name} cannot be empty.")
-    return value
 
 
 def _rids(body: Fields, is_batch: bool, count: int) -> Sequence[str | None]:

@@ -14,18 +14,26 @@ from jaxserve.errors import (
 )
 from jaxserve.model_parts import ModelInfo
 from jaxserve.native_format import AnswerFormat, GenerateState
-from jaxserve.native_request import PromptOptions, Shown, prompt_options, shown
-from jaxserve.request import FinishReason, SamplingParams, SessionParams, TextChunk
+from jaxserve.native_prompts import embeds_prompts
+from jaxserve.native_request import (
+    PromptOptions,
+    Shown,
+    prompt_options,
+    refuse_without_ids,
+    shown,
+)
+from jaxserve.request import FinishReason, InputEmbeds, SamplingParams, SessionParams, TextChunk
 from jaxserve.sampling_dict import sampling_params_from_dict
 from jaxserve.text_stream import TextStream
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | InputEmbeds
 Sampling = SamplingParams | Mapping[str, Any] | None
 Body = dict[str, object]
 
 
 # Fields of /generate that LLM.generate takes as keywords; the others are arguments of its own.
 OPTIONS = (
+    "input_embeds",
     "rid",
     "return_logprob",
     "logprob_start_len",
@@ -87,7 +95,7 @@ class Calls:
 
 
 def calls_of(
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompt | Sequence[Prompt] | None,
     sampling: Sampling | Sequence[Sampling],
     options: Mapping[str, Any],
 ) -> Calls:
@@ -102,7 +110,7 @@ def calls_of(
             raise InvalidRequestError(
                 f"LLM.generate has no option {name!r}; there are {', '.join(OPTIONS)}"
             )
-    each_prompt, is_batch = _each_prompt(prompts)
+    each_prompt, is_batch = _each_prompt(prompts, options.get("input_embeds"))
     if isinstance(sampling, (list, tuple)):
         each_sampling = list(sampling)
     else:
@@ -117,11 +125,18 @@ def calls_of(
         _call(*arguments)
         for arguments in zip(each_prompt, each_sampling, each_options, strict=True)
     ]
-    return Calls(calls, is_batch or any(call.n > 1 for call in calls), shown(options))
+    whole = shown(options)
+    refuse_without_ids(each_prompt, whole)
+    return Calls(calls, is_batch or any(call.n > 1 for call in calls), whole)
 
 
-def _each_prompt(prompts: object) -> tuple[list[Any], bool]:
+def _each_prompt(prompts: object, input_embeds: object) -> tuple[list[Any], bool]:
     """The prompts, and whether they were a list.  ``submit`` refuses what is no prompt at all."""
+    if input_embeds is not None:
+        if prompts is not None:
+            raise InvalidRequestError("give either prompts or input_embeds, not both")
+        embeds, is_batch = embeds_prompts(input_embeds)
+        return list(embeds), is_batch
     if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
         return [prompts], False
     items = list(prompts)

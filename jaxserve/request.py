@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -188,6 +188,13 @@ class SessionParams:
     drop_previous_output: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class InputEmbeds:
+    """A prompt that is given as one embedding per token: n rows of D numbers, not yet checked."""
+
+    rows: np.ndarray | Sequence[Sequence[float]]
+
+
 MAX_RID_CHARS = 1024
 PauseMode = Literal["abort", "retract", "in_place"]
 PAUSE_MODES: tuple[PauseMode, ...] = ("abort", "retract", "in_place")
@@ -232,6 +239,8 @@ class Request:
     arrival_s: float
     priority: int = 0
     cache_namespace: str = ""  # prefixes are shared only inside one
+    # f32[prompt_tokens, D]: instead of the embeddings of prompt_ids, which then mean nothing
+    embeds: np.ndarray | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,12 +60,14 @@ class EngineHarness:
         sampling: SamplingParams | Sequence[SamplingParams],
         *,
         constraints: Sequence[Matcher | None] | None = None,
+        embeds: Sequence[np.ndarray | None] | None = None,
         on_output: Callable[[Output], None] = lambda output: None,
     ) -> list[Output]:
         """Submit all at once, wait for all."""
         each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
         matchers = constraints or [None] * len(prompts)
-        return asyncio.run(self._run(prompts, each, matchers, on_output))
+        given = embeds or [None] * len(prompts)
+        return asyncio.run(self._run(prompts, each, matchers, given, on_output))
 
     def run_one_by_one(
         self, prompts: Sequence[Sequence[int]], sampling: Sequence[SamplingParams]
@@ -84,6 +86,7 @@ class EngineHarness:
         prompts: Sequence[Sequence[int]],
         sampling: Sequence[SamplingParams],
         matchers: Sequence[Matcher | None],
+        embeds: Sequence[np.ndarray | None],
         on_output: Callable[[Output], None],
     ) -> list[Output]:
         outputs = [Output(next(self._rids)) for _ in prompts]
@@ -98,11 +101,15 @@ class EngineHarness:
 
             return deliver
 
-        for prompt, params, matcher, output, event in zip(
-            prompts, sampling, matchers, outputs, done, strict=True
+        for prompt, params, matcher, rows, output, event in zip(
+            prompts, sampling, matchers, embeds, outputs, done, strict=True
         ):
             request = Request(
-                rid=output.rid, prompt_ids=tuple(prompt), sampling=params, arrival_s=0.0
+                rid=output.rid,
+                prompt_ids=tuple(prompt),
+                sampling=params,
+                arrival_s=0.0,
+                embeds=rows,
             )
             self.engine.submit(request, deliver_to(output, event), matcher)
         async with asyncio.timeout(120):

@@ -148,6 +148,7 @@ def fake_llm(
         context_len=context_len,
         max_total_num_tokens=max_total_num_tokens,
         vocab_size=tokenizer.vocab_size,
+        hidden_size=4,
         model_type="llama",
         architectures=("LlamaForCausalLM",),
         load_format="dummy",

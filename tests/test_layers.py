@@ -29,9 +29,10 @@ ALLOWED: dict[str, set[str]] = {
     "loop_thread": {"errors"},
     "native_fields": {"errors"},
     "sampling_dict": {"request", "errors", "native_fields"},
+    "native_prompts": {"request", "errors", "native_fields"},
     "native_refusals": {"errors", "native_fields"},
     "native_request": {
-        "request", "errors", "native_fields", "native_refusals", "sampling_dict",
+        "request", "errors", "native_fields", "native_prompts", "native_refusals", "sampling_dict",
     },
     "native_format": {"request"},
     "beam_search": set(),
@@ -72,8 +73,8 @@ ALLOWED: dict[str, set[str]] = {
     "admission": {"request", "errors", "model_parts", "config"},
     "text_stream": {"request", "errors", "metrics", "text"},
     "offline": {
-        "request", "errors", "sampling_dict", "native_request", "native_format", "model_parts",
-        "text_stream",
+        "request", "errors", "sampling_dict", "native_prompts", "native_request", "native_format",
+        "model_parts", "text_stream",
     },
     "open_streams": {
         "request", "errors", "metrics", "text", "constrained", "model_parts", "admission",
@@ -87,7 +88,7 @@ ALLOWED: dict[str, set[str]] = {
     # The server knows LLM only as a Protocol of its own: the port answers before jax is loaded.
     "server": {
         "parsers", "request", "config", "errors", "metrics", "sampling_dict", "native_format",
-        "native_fields", "native_refusals", "native_request", "beam_search",
+        "native_fields", "native_refusals", "native_prompts", "native_request", "beam_search",
     },
     "flag_values": {"errors", "sampling_dict"},
     "foreign_flags": set(),
@@ -118,7 +119,7 @@ FORBIDDEN_THIRD_PARTY: dict[str, set[str]] = {
 ORDER: dict[str, tuple[str, ...]] = {
     "scheduler": (
         "page_pool", "radix_tree", "sequence", "kv_manager", "policy", "buckets",
-        "hidden_spans", "plan",
+        "embed_rows", "hidden_spans", "plan",
         "catch_up", "settings", "waiting_line", "outputs", "stats", "checks", "scheduler",
     ),
     "models": ("rope", "layers", "attention", "row_shards", "llama", "qwen2", "qwen3", "registry"),
@@ -127,8 +128,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     ),
     "executor": (
         "device", "bounds", "blocks", "truncation", "logprobs", "sharding", "warmup", "slots",
-        "sampling", "sampler", "kv_pool", "kernel_check", "attention_backend", "packing", "step",
-        "late_sampler", "prompt_logprobs", "hidden_states", "profiler", "runner",
+        "sampling", "sampler", "embeds", "kv_pool", "kernel_check", "attention_backend", "packing",
+        "step", "late_sampler", "prompt_logprobs", "hidden_states", "profiler", "runner",
     ),
     "constrained": (
         "workers", "vocabulary", "thought", "matcher", "problems", "schema_rules",

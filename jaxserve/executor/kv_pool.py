@@ -30,6 +30,7 @@ class DeviceState:
     kv: KVPool
     last_tokens: jax.Array  # i32[S]
     slots: SlotTables
+    embeds: jax.Array | None = None  # [T + …, D]; see embeds.py.  None: no request may bring any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from jaxserve.batch import Bucket, Mode, PromptBlock, StepInputs, StepResult, TokenMasks
 from jaxserve.config import DeviceInfo, EngineConfig
 from jaxserve.executor.bounds import PageBounds, check_masks
+from jaxserve.executor.embeds import EmbedWriter, buffer_shape
 from jaxserve.executor.hidden_states import HiddenRows, select
 from jaxserve.executor.kv_pool import DeviceState, kv_dtype, make_state, state_specs
 from jaxserve.executor.late_sampler import LateSampler
@@ -95,6 +96,7 @@ class ModelRunner:
             placement,
             num_threads=num_compile_threads,
         )
+        self._embeds = None if state.embeds is None else EmbedWriter(state.embeds, placement)
         self._scorer = PromptScorer(
             model,
             placement,
@@ -126,6 +128,10 @@ class ModelRunner:
         if inputs.slot_inits:
             slots = self._writer.write(self._state.slots, inputs.slot_inits)
             self._state = replace(self._state, slots=slots)
+        if inputs.embeds:
+            assert self._embeds is not None and self._state.embeds is not None
+            written = self._embeds.write(self._state.embeds, inputs.embeds)
+            self._state = replace(self._state, embeds=written)
         early = inputs.without(list(deferred)) if deferred else inputs
         output = self._run(inputs.bucket, pack(early))
         sampling = inputs.sampling
@@ -216,15 +222,18 @@ def make_model(config: EngineConfig, model_config: ModelConfig, platform: str) -
         ConfigError: a model that ``--tp-size`` cannot divide.
     """
     assert config.context_length is not None
-    # XLA:CPU has no bf16 arithmetic outside matrix products: it would convert around every op
-    act_dtype = jnp.dtype(jnp.float32) if platform == "cpu" else jnp.dtype(config.dtype)
     return build_model(
         model_config,
         context_len=config.context_length,
         dtype=jnp.dtype(config.dtype),
-        act_dtype=act_dtype,
+        act_dtype=_act_dtype(config, platform),
         num_shards=config.tp_size,
     )
+
+
+def _act_dtype(config: EngineConfig, platform: str) -> jnp.dtype:
+    # XLA:CPU has no bf16 arithmetic outside matrix products: it would convert around every op
+    return jnp.dtype(jnp.float32) if platform == "cpu" else jnp.dtype(config.dtype)
 
 
 def build_runner(
@@ -253,6 +262,10 @@ def build_runner(
         num_slots=config.max_running_requests + 1,
         dtype=kv_dtype(config, device.platform),
     )
+    if config.disable_radix_cache:  # what is cached under token ids would be found for embeddings
+        shape = buffer_shape(max(b.num_tokens for b in buckets), model_config.hidden_size)
+        dtype = _act_dtype(config, device.platform)
+        specs = replace(specs, embeds=cast(jax.Array, placement.struct(shape, dtype)))
     return ModelRunner(
         model,
         [weights[path] for path in model.paths],

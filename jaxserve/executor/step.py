@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxserve.batch import PADDING_SLOT, Bucket, Mode
+from jaxserve.executor.embeds import given_embeds
 from jaxserve.executor.kv_pool import DeviceState
-from jaxserve.executor.packing import packed_len, unpack
+from jaxserve.executor.packing import DeviceInputs, packed_len, unpack
 from jaxserve.executor.sampler import Sampled, sample
 from jaxserve.executor.sharding import Placement
 from jaxserve.executor.slots import record
-from jaxserve.models import AttnContext, Model, RowShards
+from jaxserve.models import AttnContext, GivenEmbeds, Model, RowShards
 
 Leaf = jax.Array | jax.ShapeDtypeStruct
 
@@ -52,10 +53,7 @@ def step_function(
         inputs = unpack(packed, bucket)
         is_decode = bucket.mode is Mode.DECODE
         module = model.bind(leaves)
-        token_ids = inputs.token_ids
-        slots_read = inputs.row_slots if is_decode else jnp.maximum(~token_ids, 0)
-        last_tokens = state.last_tokens.at[slots_read].get(mode="promise_in_bounds")
-        token_ids = last_tokens if is_decode else jnp.where(token_ids < 0, last_tokens, token_ids)
+        token_ids, embeds = _tokens(inputs, state, is_decode=is_decode)
         context = AttnContext(
             positions=inputs.positions,
             write_slots=inputs.write_slots,
@@ -65,7 +63,7 @@ def step_function(
             is_decode=is_decode,
             implementation=attention_backend,
         )
-        hidden, kv = module(token_ids, state.kv, context)
+        hidden, kv = module(token_ids, state.kv, context, embeds)
         last_hidden = hidden
         if not is_decode:
             last = jnp.maximum(inputs.q_starts[1:] - 1, 0)  # [B]; a padding row has no token
@@ -87,11 +85,25 @@ def step_function(
             kv=kv,
             last_tokens=state.last_tokens.at[slots].set(sampled.token_ids),
             slots=record(state.slots, slots, sampled.token_ids, samples),
+            embeds=state.embeds,
         )
         kept = None if is_decode and not keeps_hidden else hidden
         return new_state, StepOutput(sampled, logits, kept)
 
     return step
+
+
+def _tokens(
+    inputs: DeviceInputs, state: DeviceState, *, is_decode: bool
+) -> tuple[jax.Array, GivenEmbeds | None]:
+    """The ids i32[T] of a step's tokens, and the embeddings that stand in for some of them."""
+    token_ids = inputs.token_ids
+    slots_read = inputs.row_slots if is_decode else jnp.maximum(~token_ids, 0)
+    last_tokens = state.last_tokens.at[slots_read].get(mode="promise_in_bounds")
+    if is_decode:
+        return last_tokens, None
+    token_ids = jnp.where(token_ids < 0, last_tokens, token_ids)
+    return (token_ids, None) if state.embeds is None else given_embeds(token_ids, state.embeds)
 
 
 def trace_step(

@@ -12,6 +12,7 @@ from jaxserve.models.attention import (
     supports_add_rms_norm,
     unsupported_reason,
 )
+from jaxserve.models.layers import GivenEmbeds
 from jaxserve.models.registry import Model, build_model
 from jaxserve.models.row_shards import RowShards
 
@@ -20,6 +21,7 @@ __all__ = [
     "FP8",
     "FP8_BITS",
     "AttnContext",
+    "GivenEmbeds",
     "KVPool",
     "Model",
     "RowShards",

@@ -5,6 +5,8 @@ XLA:CPU multiplies bf16 weights of this layout at the rate of the other one.
 Axis letters as in docs/architecture.md: T tokens, D model, F ffn, V vocabulary.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -149,6 +151,19 @@ class Embed(nnx.Module):
         is_here = (rows >= 0) & (rows < table.shape[0])
         found = table.at[jnp.where(is_here, rows, 0)].get(mode="promise_in_bounds")
         return jax.lax.psum(jnp.where(is_here[:, None], found, 0), self.reduce_over)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class GivenEmbeds:
+    """Embeddings that stand in for those of some token ids."""
+
+    is_given: jax.Array  # bool[T]
+    rows: jax.Array  # [T, D]; of the other tokens they mean nothing
+
+    def over(self, x: jax.Array) -> jax.Array:
+        """The embeddings ``x [T, D]`` with those that are given."""
+        return jnp.where(self.is_given[:, None], self.rows.astype(x.dtype), x)
 
 
 class GatedMLP(nnx.Module):

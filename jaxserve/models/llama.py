@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxserve.model_config import ModelConfig
 from jaxserve.models.attention import AttnContext, KVPool, attend
-from jaxserve.models.layers import Embed, GatedMLP, Linear, RMSNorm, project
+from jaxserve.models.layers import Embed, GatedMLP, GivenEmbeds, Linear, RMSNorm, project
 from jaxserve.models.rope import rope_frequencies, rotate, rotation
 from jaxserve.models.row_shards import RowShards
 from jaxserve.shard_plan import ShardPlan
@@ -156,9 +156,12 @@ class Llama(nnx.Module):
         token_ids: jax.Array,  # i32[T]
         kv: KVPool,
         context: AttnContext,
+        embeds: GivenEmbeds | None = None,
     ) -> tuple[jax.Array, KVPool]:
         """Final hidden states ``[T, D]`` and the pool with the step's keys and values in it."""
         x = self.embed(token_ids).astype(self.act_dtype)
+        if embeds is not None:
+            x = embeds.over(x)
         frequencies, factor = self.rope
         cos_sin = rotation(context.positions, np.asarray(frequencies, np.float32), factor)
         delta = None

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxserve.errors import ConfigError
 from jaxserve.model_config import ModelConfig
 from jaxserve.models.attention import AttnContext, KVPool
+from jaxserve.models.layers import GivenEmbeds
 from jaxserve.models.llama import Llama
 from jaxserve.models.qwen2 import Qwen2
 from jaxserve.models.qwen3 import Qwen3
@@ -23,7 +24,11 @@ class Decoder(Protocol):
     """The whole model API: hidden states of a step's tokens, logits of the rows that want them."""
 
     def __call__(
-        self, token_ids: jax.Array, kv: KVPool, context: AttnContext
+        self,
+        token_ids: jax.Array,
+        kv: KVPool,
+        context: AttnContext,
+        embeds: GivenEmbeds | None = None,
     ) -> tuple[jax.Array, KVPool]: ...
 
     def logits(self, hidden: jax.Array) -> jax.Array: ...

@@ -21,6 +21,7 @@ from jaxserve.batch import (
     StepInputs,
 )
 from jaxserve.scheduler.buckets import Buckets
+from jaxserve.scheduler.embed_rows import place_embeds
 from jaxserve.scheduler.hidden_spans import HiddenPlanner
 from jaxserve.scheduler.sequence import Sequence, Status
 
@@ -188,10 +189,7 @@ class PlanBuilder:
             row_slots[row] = seq.slot
             samples[row] = chunk.is_last and seq.wants_sample
         prompt_spans, prompt_blocks = _plan_prompt_logprobs(chunks, q_starts)
-        first_chunks = [chunk.seq for chunk in chunks if chunk.is_first]
-        for seq in first_chunks:
-            self._sampling.write(seq)
-            self._hidden.note(seq)
+        new_rows = self._note_new(chunks)
         rows = tuple(chunk.seq for chunk in chunks)
         hidden_spans, hidden_tokens = self._hidden.plan(rows, q_starts)
         inputs = StepInputs(
@@ -206,14 +204,15 @@ class PlanBuilder:
             sampling=self._sampling.gather(row_slots, samples),
             slot_inits=_slot_inits(chunks),
             prompt_blocks=prompt_blocks,
+            embeds=place_embeds(rows, q_starts, token_ids),
             hidden_tokens=hidden_tokens,
         )
         return BatchPlan(
             rows=rows,
             inputs=inputs,
             num_new_tokens=num_tokens,
-            num_cached_tokens=sum(seq.num_computed for seq in first_chunks),
-            num_new_sequences=len(first_chunks),
+            num_cached_tokens=sum(seq.num_computed for seq in new_rows),
+            num_new_sequences=len(new_rows),
             prompt_spans=prompt_spans,
             hidden_spans=hidden_spans,
         )
@@ -253,6 +252,14 @@ class PlanBuilder:
         return BatchPlan(
             rows=tuple(rows), inputs=inputs, num_new_tokens=num_rows, hidden_spans=hidden_spans
         )
+
+    def _note_new(self, chunks: list[Chunk]) -> list[Sequence]:
+        """Take in the sequences that took their slots for these chunks; return them."""
+        new_rows = [chunk.seq for chunk in chunks if chunk.is_first]
+        for seq in new_rows:
+            self._sampling.write(seq)
+            self._hidden.note(seq)
+        return new_rows
 
     def _write_slots(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
         # Padding is slot 0 at position 0: the null page's first cell.
@@ -343,7 +350,7 @@ def _slot_inits(chunks: list[Chunk]) -> tuple[SlotInit, ...]:
 def _slot_init(seq: Sequence) -> SlotInit:
     return SlotInit(
         slot=seq.slot,
-        prompt_ids=seq.request.prompt_ids,
+        prompt_ids=seq.request.prompt_ids if seq.request.embeds is None else (),
         output_ids=tuple(seq.tokens[seq.num_prompt :]),
         stop_ids=tuple(sorted(seq.stop_ids)),
         logit_bias=seq.request.sampling.logit_bias,

@@ -12,7 +12,13 @@ from jaxserve.beam_search import Beam, BeamSearch
 from jaxserve.errors import InvalidRequestError
 from jaxserve.native_format import finish_reason_dict
 from jaxserve.native_request import Call, GenerateRequest, Shown
-from jaxserve.request import MAX_TOP_LOGPROBS, FinishReason, SamplingParams, TextChunk
+from jaxserve.request import (
+    MAX_TOP_LOGPROBS,
+    FinishReason,
+    InputEmbeds,
+    SamplingParams,
+    TextChunk,
+)
 from jaxserve.server.json_body import JsonObject
 from jaxserve.server.sse import event
 from jaxserve.server.state import OpenStreams, ServerState
@@ -75,6 +81,7 @@ class BeamGeneration:
 
     async def _search(self, call: Call, start_s: float) -> JsonObject:
         llm, params, prompt = self.state.llm, call.params, call.prompt
+        assert not isinstance(prompt, InputEmbeds)  # refused by submit
         rid = call.options.rid or uuid.uuid4().hex
         prompt_ids = await llm.encode(prompt) if isinstance(prompt, str) else prompt
         room = max(1, llm.info.max_req_input_len + 1 - len(prompt_ids))  # else a step refuses
@@ -164,6 +171,7 @@ def _problems(call: Call, shown: Shown, num_results: int, vocab_size: int) -> It
     for is_given, sentence in (
         (call.options.session, "is not supported for session requests"),
         (call.options.num_logprobs is not None, "does not support return_logprob"),
+        (isinstance(call.prompt, InputEmbeds), "does not support input_embeds"),
         (params.hidden_states is not None, "does not support return_hidden_states"),
         (params.grammar, "is not supported with constrained decoding"),
         (params.stop or params.stop_regex,

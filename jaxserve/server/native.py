@@ -13,7 +13,7 @@ from jaxserve.native_fields import SamplingFieldError
 from jaxserve.native_format import AnswerFormat, GenerateState, ReasoningSpan
 from jaxserve.native_request import Call, GenerateRequest, Shown, parse_generate
 from jaxserve.parsers import reasoning_format
-from jaxserve.request import HEALTH_CHECK_RID, SamplingParams, Thought
+from jaxserve.request import HEALTH_CHECK_RID, InputEmbeds, SamplingParams, Thought
 from jaxserve.sampling_dict import FIELDS
 from jaxserve.server.beams import BeamGeneration
 from jaxserve.server.http_errors import (
@@ -145,7 +145,9 @@ async def vertex_generate(request: web.Request) -> web.StreamResponse:
     if not isinstance(instances, list) or not isinstance(parameters, dict):
         raise BodyError("vertex_generate takes {'instances': [object], 'parameters': object}")
     if not all(isinstance(instance, dict) for instance in instances):
-        raise BodyError("every instance must be an object with `text` or `input_ids`")
+        raise BodyError(
+            "every instance must be an object with `text`, `input_ids` or `input_embeds`"
+        )
     if not instances:
         return json_response({"predictions": []})
     generation = _generation(request, _vertex_body(instances, parameters))
@@ -206,6 +208,7 @@ async def _thought(state: ServerState, call: Call, shown: Shown) -> Thought | No
             "`require_reasoning` is not supported: the server has no --reasoning-parser, so it "
             "does not know where reasoning ends. Leave it away or send false."
         )
+    assert not isinstance(call.prompt, InputEmbeds)  # refused with the body
     tail = call.prompt[-TAIL:] if isinstance(call.prompt, str) else llm.decode(call.prompt[-TAIL:])
     is_inside = reasoning_format(name).starts_inside(tail)
     return await thought_of(llm, name, is_inside=is_inside, is_strict=is_strict, budget=budget)

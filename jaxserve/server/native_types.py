@@ -98,9 +98,15 @@ class GenerateBody(BaseModel):
     """POST /generate.  null is the same as absent; unknown keys are ignored."""
 
     text: str | list[str] | None = Field(
-        default=None, description="Exactly one of text and input_ids."
+        default=None, description="Exactly one of text, input_ids and input_embeds."
     )
     input_ids: list[int] | list[list[int]] | None = None
+    input_embeds: list[list[float]] | list[list[list[float]]] | None = Field(
+        default=None,
+        description="One row of hidden_size numbers per prompt token, in place of its embedding. "
+        "Penalties count the output alone. Not with session_params, require_reasoning, "
+        "return_prompt_token_ids or logprobs of the prompt. Needs --disable-radix-cache.",
+    )
     sampling_params: SamplingBody | list[SamplingBody] | None = None
     rid: str | list[str] | None = Field(
         default=None,
@@ -161,7 +167,9 @@ class GenerateBody(BaseModel):
 class VertexBody(BaseModel):
     """POST /vertex_generate."""
 
-    instances: list[dict[str, Any]] = Field(description="Each with text or input_ids.")
+    instances: list[dict[str, Any]] = Field(
+        description="Each with text, input_ids or input_embeds."
+    )
     parameters: dict[str, Any] | None = Field(
         default=None, description="Other fields of /generate, and of sampling_params."
     )

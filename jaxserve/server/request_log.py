@@ -13,7 +13,7 @@ from typing import Any, cast
 import orjson
 
 from jaxserve.config import ServerConfig
-from jaxserve.request import FinishReason, SamplingParams, TextChunk
+from jaxserve.request import FinishReason, InputEmbeds, SamplingParams, TextChunk
 from jaxserve.server.service import TextService, TextStream
 
 logger = logging.getLogger("jaxserve.requests")
@@ -35,12 +35,16 @@ class RequestLog:
         """What the flags ask for."""
         return cls(config.log_requests, config.log_requests_level, config.log_requests_format)
 
-    def received(self, rid: str, prompt: str | Sequence[int], params: SamplingParams) -> None:
+    def received(
+        self, rid: str, prompt: str | Sequence[int] | InputEmbeds, params: SamplingParams
+    ) -> None:
         """A sequence was accepted."""
         fields: dict[str, object] = {"rid": rid}
         if self.level >= WITH_SAMPLING:
             fields["sampling_params"] = _without_defaults(params)
-        if self.level >= WITH_TEXT:
+        if isinstance(prompt, InputEmbeds):
+            fields["num_input_embeds"] = len(prompt.rows)
+        elif self.level >= WITH_TEXT:
             fields["text" if isinstance(prompt, str) else "input_ids"] = self._cut(prompt)
         self._write("Receive", fields)
 
@@ -89,7 +93,7 @@ class LoggedService:
         return getattr(self._service, name)
 
     async def submit(
-        self, prompt: str | Sequence[int], params: SamplingParams, **options: Any
+        self, prompt: str | Sequence[int] | InputEmbeds, params: SamplingParams, **options: Any
     ) -> Sequence[TextStream]:
         """As the service's own."""
         streams = await self._service.submit(prompt, params, **options)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from jaxserve.config import EngineConfig
 from jaxserve.metrics import EngineStats, Metrics
-from jaxserve.request import PauseMode, SamplingParams, SessionParams, TextChunk
+from jaxserve.request import InputEmbeds, PauseMode, SamplingParams, SessionParams, TextChunk
 
 
 class TextStream(Protocol):
@@ -151,7 +151,7 @@ class TextService(TokenTexts, Protocol):
 
     async def submit(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | InputEmbeds,
         params: SamplingParams,
         *,
         rid: str | None = None,

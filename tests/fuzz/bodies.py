@@ -47,7 +47,7 @@ SEEDS: Mapping[str, tuple[Json, ...]] = {
         {
             "text": "hello there", "return_logprob": True, "logprob_start_len": 1,
             "top_logprobs_num": 2, "token_ids_logprob": [4, 5], "return_text_in_logprobs": True,
-            "sampling_params": {"max_new_tokens": 2},
+            "sampling_params": {"max_new_tokens": 2}, "return_hidden_states": False,
         },
         {"text": "hello", "sampling_params": {"max_new_tokens": 12, "regex": "[ab]{3}"}},
         {"text": "x", "sampling_params": {"max_new_tokens": 24, "json_schema": json.dumps(SCHEMA)}},

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_engine import FakeEngine, fake_llm
 
@@ -217,3 +218,82 @@ def test_hidden_states_need_a_flag(pair: tuple[LLM, FakeEngine]) -> None:
     body = llm.generate("hi", return_hidden_states=True)
     assert body["meta_info"]["hidden_states"] == []  # this engine computes none
     assert engine.requests[-1].sampling.hidden_states == "all"
+
+
+# --- embeddings as prompts ---
+
+
+@pytest.fixture
+def uncached(pair: tuple[LLM, FakeEngine]) -> tuple[LLM, FakeEngine]:
+    """As with --disable-radix-cache; its model has a hidden_size of 4."""
+    llm, engine = pair
+    llm.config = replace(llm.config, disable_radix_cache=True)
+    return llm, engine
+
+
+def test_embeddings_reach_the_engine(uncached: tuple[LLM, FakeEngine]) -> None:
+    llm, engine = uncached
+    rows = [[0.5, -1.0, 2, 0.0], [1.5, 0.0, 0.0, 3.0]]
+    body = llm.generate(input_embeds=rows, sampling_params={"max_new_tokens": 2, "n": 2})
+    assert [each["meta_info"]["prompt_tokens"] for each in body] == [2, 2]
+    first, second = engine.requests
+    assert first.embeds is second.embeds and first.embeds is not None
+    assert (first.embeds.dtype, first.embeds.tolist()) == (np.float32, rows)
+    assert len(first.prompt_ids) == 2
+    batch = llm.generate(input_embeds=np.ones((3, 5, 4)), sampling_params={"max_new_tokens": 1})
+    assert [each["meta_info"]["prompt_tokens"] for each in batch] == [5, 5, 5]
+    llm.generate([[1, 2]])
+    assert engine.requests[-1].embeds is None
+
+
+def test_embeddings_are_cut_with_their_prompt(uncached: tuple[LLM, FakeEngine]) -> None:
+    llm, engine = uncached
+    with pytest.raises(InvalidRequestError, match=r"The input \(70 tokens\) is longer than the"):
+        llm.generate(input_embeds=np.ones((70, 4)))
+    llm.config = replace(llm.config, allow_auto_truncate=True)
+    llm.generate(input_embeds=np.ones((70, 4)))
+    assert engine.requests[-1].embeds is not None
+    assert len(engine.requests[-1].embeds) == len(engine.requests[-1].prompt_ids) == 63
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[1.0, 2.0]], r"input_embeds\[0\] has 2 numbers; send rows of 4 numbers, the model's h"),
+        ([[0.0] * 4, []], r"input_embeds\[1\] has 0 numbers; send rows of 4 numbers"),
+        ([[0.0] * 4, 3.0], r"input_embeds\[1\] is no list of numbers; send rows of 4 numbers"),
+        ([["1"] * 4], r"input_embeds\[0\] is no list of numbers"),
+        ([[True] * 4], r"input_embeds\[0\] is no list of numbers"),
+        ([[None] * 4], r"input_embeds\[0\] is no list of numbers"),
+        ([[0.0] * 4, [[0.0], 1.0]], r"input_embeds\[1\] is no list of numbers"),
+        ([[0.0, 0.0, 1e39, 0.0]], r"input_embeds\[0\] has a number that is not finite in 32 bits"),
+        ([[float("nan")] * 4], r"input_embeds\[0\] has a number that is not finite in 32 bits"),
+        (np.zeros((0, 4)), "input_embeds cannot be empty"),
+        (3, "input_embeds: invalid type: integer `3`, expected a sequence"),
+    ],
+)
+def test_wrong_embeddings_are_refused(
+    uncached: tuple[LLM, FakeEngine], rows: object, message: str
+) -> None:
+    llm, engine = uncached
+    with pytest.raises(InvalidRequestError, match=message):
+        llm.generate(input_embeds=rows)
+    assert not engine.requests
+
+
+def test_what_embeddings_cannot_have_is_refused(uncached: tuple[LLM, FakeEngine]) -> None:
+    llm, engine = uncached
+    rows = [[0.0] * 4]
+    for options, message in (
+        ({"return_prompt_token_ids": True}, "`return_prompt_token_ids` is not supported with"),
+        ({"session_params": {"id": "s"}}, "session_params cannot be combined with input_embeds"),
+        ({"return_logprob": True, "logprob_start_len": 0}, "there are no logprobs of the prompt"),
+        ({"prompts": "a"}, "give either prompts or input_embeds, not both"),
+    ):
+        with pytest.raises(InvalidRequestError, match=message):
+            llm.generate(input_embeds=rows, **options)
+    assert not engine.requests
+    llm.generate(input_embeds=rows, return_logprob=True)
+    llm.config = replace(llm.config, disable_radix_cache=False)
+    with pytest.raises(InvalidRequestError, match="Please add `--disable-radix-cache` when you"):
+        llm.generate(input_embeds=rows)

@@ -14,6 +14,7 @@ from jaxserve.errors import InvalidRequestError, JaxserveError
 from jaxserve.metrics import EngineStats, Metrics
 from jaxserve.request import (
     FinishReason,
+    InputEmbeds,
     SamplingParams,
     SessionParams,
     TextChunk,
@@ -49,7 +50,7 @@ class FakeInfo:
 
 @dataclass(frozen=True)
 class Submission:
-    prompt: str | tuple[int, ...]
+    prompt: str | tuple[int, ...] | InputEmbeds
     params: SamplingParams
     rid: str | None
     n: int
@@ -133,13 +134,17 @@ class FakeLLM:
         return self.special_tokens.get(text)
 
     async def submit(
-        self, prompt: str | Sequence[int], params: SamplingParams, *, rid: str | None = None,
+        self, prompt: str | Sequence[int] | InputEmbeds, params: SamplingParams, *,
+        rid: str | None = None,
         n: int = 1, priority: int = 0, clamp_max_new_tokens: bool | None = None,
         cache_namespace: str = "", session: SessionParams | None = None,
     ) -> list["FakeStream"]:  # fmt: skip
         if self.refuse is not None:
             raise self.refuse
-        prompt_ids = tuple(range(len(prompt.split()))) if isinstance(prompt, str) else prompt
+        if isinstance(prompt, InputEmbeds):
+            prompt_ids = (0,) * len(prompt.rows)
+        else:
+            prompt_ids = tuple(range(len(prompt.split()))) if isinstance(prompt, str) else prompt
         if not prompt_ids:
             raise InvalidRequestError("input_ids cannot be empty.")
         base = rid or f"fake{next(self._serial)}"

@@ -122,6 +122,11 @@ REFUSED = [
     ({"max_new_tokens": 0}, {}, "Beam search needs at least 1 generated token; raise max_new_"),
     ({}, {"session_params": {"id": "s"}}, "Beam search is not supported for session requests. L"),
     ({}, {"return_logprob": True}, "Beam search does not support return_logprob. Leave it away, o"),
+    (
+        {},
+        {"text": None, "input_embeds": [[0.5]]},
+        "Beam search does not support input_embeds. Leave it away, or beam_width.",
+    ),
     ({}, {"return_hidden_states": True}, "Beam search does not support return_hidden_states. Lea"),
     ({"regex": "a"}, {}, "Beam search is not supported with constrained decoding. Leave it away"),
     ({"stop": "a"}, {}, "Beam search does not support stop strings/regex yet; use stop_token_ids."),

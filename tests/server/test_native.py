@@ -202,7 +202,10 @@ async def test_vertex_generate(client: TestClient, llm: FakeLLM) -> None:
     assert await post({"instances": []}) == {"predictions": []}
     for wrong, message in (
         ({}, "vertex_generate takes {'instances': [object], 'parameters': object}"),
-        ({"instances": [3]}, "every instance must be an object with `text` or `input_ids`"),
+        (
+            {"instances": [3]},
+            "every instance must be an object with `text`, `input_ids` or `input_embeds`",
+        ),
     ):
         assert (await post(wrong))["message"] == message
     response = await client.post(
@@ -291,3 +294,16 @@ async def test_liveness(client: TestClient, llm: FakeLLM, path: str) -> None:
 async def test_health_generate_fails_when_generating_does(client: TestClient, llm: FakeLLM) -> None:
     llm.refuse = OverloadedError("full")
     assert (await client.get("/health_generate")).status == 503
+
+
+async def test_embeddings_as_prompts(client: TestClient, llm: FakeLLM) -> None:
+    rows = [[0.5, 1], [2.0, -1.0], [0.0, 0.0]]
+    answer = await generate(client, {"input_embeds": rows, "sampling_params": SHORT})
+    assert answer["meta_info"]["prompt_tokens"] == 3
+    answers = await generate(client, {"input_embeds": [rows, rows[:1]], "sampling_params": SHORT})
+    assert [each["meta_info"]["prompt_tokens"] for each in answers] == [3, 1]
+    assert [each.prompt.rows for each in llm.submitted] == [rows, rows, rows[:1]]
+    instances = [{"input_embeds": rows}]
+    response = await client.post("/vertex_generate", json={"instances": instances})
+    (prediction,) = (await response.json())["predictions"]
+    assert prediction["meta_info"]["prompt_tokens"] == 3

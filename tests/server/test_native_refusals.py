@@ -6,13 +6,32 @@ from server.fake_llm import FakeLLM
 from server.native_calls import SHORT, TEXT, generate, stream
 
 from jaxserve.errors import ContextLengthError, EngineDeadError, OverloadedError
-from jaxserve.native_request import UNSUPPORTED
+from jaxserve.native_refusals import UNSUPPORTED
 
 EXACTLY_ONE = "Either text, input_ids or input_embeds should be provided."
 REFUSED = [
     ({}, EXACTLY_ONE),
     ({"text": None}, EXACTLY_ONE),
-    ({"text": "a", "input_ids": [1]}, EXACTLY_ONE + " Both text and input_ids were given."),
+    (
+        {"text": "a", "input_ids": [1]},
+        EXACTLY_ONE + " text, input_ids were given; send one of them.",
+    ),
+    (
+        {"text": "a", "input_embeds": [[0.5]]},
+        EXACTLY_ONE + " text, input_embeds were given; send one of them.",
+    ),
+    ({"input_embeds": []}, "input_embeds cannot be empty."),
+    ({"input_embeds": [[[0.5]], []]}, "input_embeds cannot be empty."),
+    (
+        {"input_embeds": [[0.5]], "return_prompt_token_ids": True},
+        "`return_prompt_token_ids` is not supported with input_embeds: they have no token ids. "
+        "Leave it away or send false.",
+    ),
+    (
+        {"input_embeds": [[0.5]], "require_reasoning": True},
+        "`require_reasoning` is not supported with input_embeds: they have no token ids. "
+        "Leave it away or send false.",
+    ),
     ({"input_ids": []}, "input_ids cannot be empty."),
     ({"text": []}, "text cannot be empty."),
     ({"text": ""}, "input_ids cannot be empty."),
@@ -85,11 +104,6 @@ REFUSED = [
         "`lora_path` is not supported: there are no LoRA adapters. Leave it away or send null.",
     ),
     (
-        {"text": "a", "input_embeds": [[0.5]]},
-        "input_embeds is provided while disable_radix_cache is False. This server takes text or "
-        "input_ids only, with --disable-radix-cache too; leave input_embeds away.",
-    ),
-    (
         {"text": ["a", "b"], "return_hidden_states": [True, "first"]},
         "return_hidden_states must be a boolean or the string literal 'last', got 'first'.",
     ),
@@ -126,6 +140,7 @@ async def test_unsupported_fields_are_named(client: TestClient, name: str) -> No
         ),
         ({"text": ["a", None]}, "text: invalid type: null, expected a string"),
         ({"input_ids": "a"}, 'input_ids: invalid type: string "a", expected a sequence'),
+        ({"input_embeds": 1}, "input_embeds: invalid type: integer `1`, expected a sequence"),
         ({"input_ids": [1, 2.5]}, "input_ids: invalid type: floating point `2.5`, expected i64"),
         ({"input_ids": [True]}, "input_ids: invalid type: boolean `true`, expected i64"),
         ({"input_ids": [[1], 2]}, "input_ids: invalid type: integer `2`, expected a sequence"),

@@ -7,7 +7,8 @@ from aiohttp.test_utils import TestClient
 from pydantic import BaseModel
 from server.native_calls import generate, stream
 
-from jaxserve.native_request import REFUSALS, UNSUPPORTED, parse_generate, session_params
+from jaxserve.native_refusals import REFUSALS, UNSUPPORTED
+from jaxserve.native_request import parse_generate, session_params
 from jaxserve.sampling_dict import FIELDS
 from jaxserve.server.native_types import (
     GenerateAnswer,
