@@ -17,14 +17,15 @@ from jaxserve.batch import Bucket, Mode
 from jaxserve.config import EngineConfig
 from jaxserve.errors import ConfigError
 from jaxserve.executor.kv_pool import state_specs
+from jaxserve.executor.late_sampler import num_mask_words, trace_late
 from jaxserve.executor.runner import make_model
 from jaxserve.executor.sharding import Placement
 from jaxserve.executor.slots import slot_bytes
-from jaxserve.executor.step import trace_step
+from jaxserve.executor.step import StepOutput, trace_step
 from jaxserve.executor.truncation import MAX_WEIGHT_BYTES
 from jaxserve.model_config import ModelConfig
 from jaxserve.models import Model, RowShards
-from pallas_kernels.aot_step import StepFacts, StepProgram, StepRequest
+from pallas_kernels.aot_step import LATE, StepFacts, StepProgram, StepRequest
 
 PUBLISHED = Path(__file__).parent / "published"
 DTYPE = jnp.dtype(jnp.bfloat16)
@@ -66,7 +67,9 @@ def step_program(request: StepRequest) -> StepProgram:
         model, full_model = _model(config, request), _model(full, request)
     except ConfigError as error:
         raise ValueError(str(error)) from error
-    bucket = Bucket(Mode(request.mode), request.num_tokens, request.num_rows, request.pages_per_row)
+    is_late = request.mode == LATE
+    mode = Mode.DECODE if is_late else Mode(request.mode)
+    bucket = Bucket(mode, request.num_tokens, request.num_rows, request.pages_per_row)
 
     def lower(devices: Sequence[jax.Device]) -> Any:
         placement = Placement.over(devices, model.plan)
@@ -76,13 +79,17 @@ def step_program(request: StepRequest) -> StepProgram:
             num_pages=request.num_pages,
             page_size=request.page_size,
             num_slots=_num_slots(request),
-            dtype=DTYPE,
+            dtype=jnp.dtype(request.kv_dtype),
         )
         leaves = placement.leaf_specs(model)
         traced = trace_step(model, bucket, request.implementation, placement, leaves, state)
+        if is_late:
+            output: StepOutput = traced.out_info[1]
+            traced = trace_late(output.logits, output.sampled, state, placement, request.num_rows)
         return traced.lower(lowering_platforms=("cuda",))
 
-    facts = _Sizes(config, model, request).facts(full_model.num_bytes)
+    sizes = _Sizes(config, model, request)
+    facts = (sizes.late_facts if is_late else sizes.facts)(full_model.num_bytes)
     return StepProgram(num_devices=request.tp_size, lower=lower, facts=facts)
 
 
@@ -110,8 +117,8 @@ class _Sizes:
         matrices = [spec for spec in self.model.specs if len(spec.shape) == 2]
         return StepFacts(
             num_layers=self.config.num_layers,
-            kv_bytes=2 * self.config.num_layers * math.prod(self.pool_shape) * DTYPE.itemsize,
-            state_bytes=self._state_bytes,
+            kv_bytes=self._kv_bytes,
+            state_bytes=self._kv_bytes + self._slot_bytes,
             weight_bytes=self.model.num_bytes,
             full_weight_bytes=full_weight_bytes,
             activation_bytes=self._activation_bytes,
@@ -123,6 +130,27 @@ class _Sizes:
             floor_bytes=self._floor_bytes,
         )
 
+    def late_facts(self, full_weight_bytes: int) -> StepFacts:
+        """Of a program that samples the rows of a step: it has no layers and reads no weights."""
+        request, vocab_size = self.request, self.config.vocab_size
+        masks = F32_BYTES * request.num_rows * num_mask_words(vocab_size)
+        logits = F32_BYTES * request.num_rows * vocab_size
+        return StepFacts(
+            num_layers=0,
+            kv_bytes=0,
+            state_bytes=self._slot_bytes,
+            weight_bytes=self.model.num_bytes,
+            full_weight_bytes=full_weight_bytes,
+            # As the masks leave them, the part that is truncated, and the masks bit by bit.
+            activation_bytes=logits + min(logits, MAX_WEIGHT_BYTES) + logits // F32_BYTES + masks,
+            pool_shape=(),
+            big_sizes=frozenset({_num_slots(request) * vocab_size}),  # a table of the slots
+            flops=0,
+            attention_flops=0,
+            attention_bytes=0,
+            floor_bytes=logits + masks,
+        )
+
     @property
     def pool_shape(self) -> tuple[int, ...]:
         """``[P, K, page_size, H]`` of one layer."""
@@ -131,15 +159,24 @@ class _Sizes:
         return (request.num_pages, heads, request.page_size, self.config.head_dim)
 
     @property
-    def _state_bytes(self) -> int:
-        pools = 2 * self.config.num_layers * math.prod(self.pool_shape) * DTYPE.itemsize
-        return pools + _num_slots(self.request) * slot_bytes(self.config.vocab_size)
+    def _kv_bytes(self) -> int:
+        """Of all pools."""
+        return 2 * self.config.num_layers * math.prod(self.pool_shape) * self._kv_itemsize
+
+    @property
+    def _kv_itemsize(self) -> int:
+        return jnp.dtype(self.request.kv_dtype).itemsize
+
+    @property
+    def _slot_bytes(self) -> int:
+        """Of the tables with a row per slot."""
+        return _num_slots(self.request) * slot_bytes(self.config.vocab_size)
 
     @property
     def _kv_token_bytes(self) -> int:
         """Of one token's keys and values in all layers."""
         heads = self.model.plan.num_kv_heads
-        return 2 * self.config.num_layers * heads * self.config.head_dim * DTYPE.itemsize
+        return 2 * self.config.num_layers * heads * self.config.head_dim * self._kv_itemsize
 
     @property
     def _activation_bytes(self) -> int:

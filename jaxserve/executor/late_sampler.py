@@ -107,6 +107,35 @@ def sample_late(
     return run
 
 
+def trace_late(
+    logits: jax.Array | jax.ShapeDtypeStruct,
+    sampled: Sampled,
+    state: DeviceState,
+    placement: Placement,
+    size: int,
+) -> jax.stages.Traced:
+    """Trace the program that samples ``size`` rows of a step, for lowering it.
+
+    Args:
+        logits, sampled: what a step leaves, as shapes: f32[R, V] of each shard, and i32[B].
+        state: arrays, or structs with shardings.
+    """
+    shards = RowShards(placement.plan, sampled.token_ids.shape[0])
+    num_words = num_mask_words(state.slots.token_info.shape[1])
+    packed_len = size * (_NUM_COLUMNS + NUM_FIELDS + num_words) + NUM_FLAGS
+    arguments = (
+        placement.row_struct(shards, logits.shape[1], logits.dtype),
+        jax.tree.map(lambda x: placement.struct(x.shape, x.dtype), sampled),
+        state.last_tokens,
+        state.slots,
+        placement.struct((packed_len,), jnp.int32),
+    )
+    function = placement.shard_map(
+        sample_late(shards, size, num_words), arguments, lambda _: PartitionSpec()
+    )
+    return jax.jit(function, donate_argnums=(2, 3)).trace(*arguments)
+
+
 class LateSampler:
     """Compiles the programs and launches them.
 
@@ -128,21 +157,10 @@ class LateSampler:
             early.token_ids.shape[0]: (spec, early)
             for spec, early in zip(logits, sampled, strict=True)
         }
-        self._num_words = num_mask_words(state.slots.token_info.shape[1])
 
         def lower(key: tuple[int, int]) -> Any:
             num_rows, size = key
-            spec, early = steps[num_rows]
-            shards = RowShards(placement.plan, num_rows)
-            left = placement.row_struct(shards, spec.shape[1], spec.dtype)
-            early = jax.tree.map(lambda x: placement.struct(x.shape, x.dtype), early)
-            packed_len = size * (_NUM_COLUMNS + NUM_FIELDS + self._num_words) + NUM_FLAGS
-            packed = placement.struct((packed_len,), jnp.int32)
-            arguments = (left, early, state.last_tokens, state.slots, packed)
-            function = placement.shard_map(
-                sample_late(shards, size, self._num_words), arguments, lambda _: PartitionSpec()
-            )
-            return jax.jit(function, donate_argnums=(2, 3)).lower(*arguments)
+            return trace_late(*steps[num_rows], state, placement, size).lower()
 
         keys = [(rows, size) for rows in sorted(steps) for size in late_row_counts(rows)]
         self._programs = compile_all(keys, lower, num_threads=num_threads, what="late samplers")

@@ -106,6 +106,35 @@ def test_each_of_eight_devices_holds_an_eighth_of_the_logits(
     assert one > logits_bytes > 2 * eight
 
 
+@pytest.fixture(scope="module")
+def late() -> list[dict[str, Any]]:
+    """The programs that sample 64 rows of a step late."""
+    models = ("llama-3.1-8b", "qwen2.5-0.5b")
+    return aot_tool.rows("step", *models, "--tp", "1", "8", "--layers", "1", "--mode", "late")
+
+
+def test_rows_are_sampled_late_by_one_graph_that_copies_no_table(
+    late: list[dict[str, Any]],
+) -> None:
+    assert len(late) == 4
+    for program in late:
+        assert program["problems"] == []
+        counts = (program["graphs"], program["outside_graphs"], program["whiles"])
+        assert counts == (1, 0, 0), program["step"]
+        assert program["aliased_bytes"] == program["state_bytes"] and program["kv_bytes"] == 0
+        assert program["goal_s"] is None
+
+
+def test_fp8_pools_are_half_as_large_and_written_in_place() -> None:
+    flags = ("--layers", str(NUM_LAYERS), "--kv-dtype", "float8_e4m3fn")
+    (step,) = aot_tool.rows("step", "llama-3.1-8b", *flags)
+    assert step["problems"] == []
+    assert (step["graphs"], step["outside_graphs"], step["whiles"]) == (1, 0, 0)
+    assert step["kv_bytes"] == 2 * NUM_LAYERS * 8192 * 16 * 8 * 128
+    assert step["aliased_bytes"] == step["state_bytes"]
+    assert step["step"].endswith("ctx=1024 kv=float8_e4m3fn")
+
+
 def test_collectives_are_two_per_layer_and_a_few(steps: dict[Case, dict[str, Any]]) -> None:
     for (model, tp, shape), step in steps.items():
         most = 0 if tp == 1 else 2 * NUM_LAYERS + 3
