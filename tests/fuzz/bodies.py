@@ -37,6 +37,7 @@ SAMPLING = {
 }  # fmt: skip
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
 SHORT = {"max_new_tokens": 3}
+EMBEDS = [[0.5] * 64, [-0.5] * 64]  # as wide as the tiny checkpoints
 
 # endpoint → bodies that it accepts
 SEEDS: Mapping[str, tuple[Json, ...]] = {
@@ -48,6 +49,11 @@ SEEDS: Mapping[str, tuple[Json, ...]] = {
             "text": "hello there", "return_logprob": True, "logprob_start_len": 1,
             "top_logprobs_num": 2, "token_ids_logprob": [4, 5], "return_text_in_logprobs": True,
             "sampling_params": {"max_new_tokens": 2}, "return_hidden_states": False,
+        },
+        {"text": ["a", "you"], "sampling_params": SHORT, "return_hidden_states": [True, "last"]},
+        {
+            "input_embeds": EMBEDS, "stream": True, "sampling_params": SHORT,
+            "return_hidden_states": "last",
         },
         {"text": "hello", "sampling_params": {"max_new_tokens": 12, "regex": "[ab]{3}"}},
         {"text": "x", "sampling_params": {"max_new_tokens": 24, "json_schema": json.dumps(SCHEMA)}},

@@ -19,8 +19,9 @@ from fuzz.bodies import SEEDS, FuzzRequest, make_request
 # of the server: everything that can be on, and small enough to fill
 FLAGS = (
     f"{SMALL} --reasoning-parser qwen3 --enable-strict-thinking --tool-call-parser hermes "
-    "--enable-response-store"
+    "--enable-response-store --enable-return-hidden-states"
 )
+NO_CACHE = "--disable-radix-cache"  # needed for input_embeds
 TIMEOUT_S = 60.0
 CONCURRENCY = 24
 # 501: a capability that is not built; 503: the queue is full, or the request timed out in it
