@@ -11,13 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxserve.batch import MIN_LOGPROB, TokenMasks
-from jaxserve.constrained import GrammarError, Matcher, fill_masks
+from jaxserve.constrained import (
+    ALL_ALLOWED,
+    BITS_PER_WORD,
+    GrammarError,
+    Matcher,
+    fill_masks,
+)
 from jaxserve.request import FinishReason, Request, SamplingParams, TokenLogprob, TokenOutput
 from jaxserve.scheduler import BatchPlan, Scheduler
 from jaxserve.step_times import StepTimes
-
-_WORD_BITS = 32
-_ALL = 2**_WORD_BITS - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Constraints:
         self._scheduler = scheduler
         self._times = times
         self._eos_token_ids = eos_token_ids
-        self._num_words = -(-vocab_size // _WORD_BITS)
+        self._num_words = -(-vocab_size // BITS_PER_WORD)
         self._bits = np.zeros((0, self._num_words), np.uint32)
         self._followers: dict[str, _Follower] = {}
 
@@ -88,17 +91,24 @@ class Constraints:
             ``None`` when no row is left; and the last outputs of those sequences whose grammar
             cannot be followed any further.
         """
-        if not rows:
-            return None, []
-        rids = [plan.rows[row].rid for row in rows]
-        # None: it needs no mask any more
-        followers = [self._followers.get(rid) for rid in rids]
-        failed = self._fill([None if each is None else each.matcher for each in followers])
-        aborted = [self._abort(rids[index], error) for index, error in failed.items()]
-        kept = [index for index in range(len(rows)) if index not in failed]
-        bits = self._bits[: len(rows)] if not failed else self._bits[kept]
-        masks = TokenMasks(np.array([rows[index] for index in kept], np.int32), bits)
-        return (masks if kept else None), aborted
+        followed: dict[int, Matcher] = {}
+        free: list[int] = []  # of these no mask is needed any more, or not yet
+        for row in rows:
+            follower = self._followers.get(plan.rows[row].rid)
+            if follower is not None and follower.matcher.is_active:
+                followed[row] = follower.matcher
+            else:
+                free.append(row)
+        ordered = [*followed, *free]
+        failed = self._fill(list(followed.values()), len(free))
+        aborted = [
+            self._abort(plan.rows[ordered[index]].rid, error) for index, error in failed.items()
+        ]
+        kept = [index for index in range(len(ordered)) if index not in failed]
+        if not kept:
+            return None, aborted
+        bits = self._bits[kept] if failed else self._bits[: len(ordered)]
+        return TokenMasks(np.array([ordered[index] for index in kept], np.int32), bits), aborted
 
     def follow(self, outputs: list[TokenOutput]) -> list[TokenOutput]:
         """Take in the tokens of a step, and append those that can only be what they are.
@@ -134,26 +144,27 @@ class Constraints:
             followed[index] = self._continued(followed[index], token_ids)
         return followed
 
-    def _fill(self, matchers: Sequence[Matcher | None]) -> dict[int, GrammarError]:
-        """Fill one row of ``_bits`` for each matcher; the errors by index."""
+    def _fill(self, matchers: Sequence[Matcher], num_free: int) -> dict[int, GrammarError]:
+        """Fill one row of ``_bits`` for each matcher, and free ones after them.
+
+        Returns:
+            The errors by index.
+        """
         count = len(matchers)
-        if len(self._bits) < count:
-            self._bits = np.zeros((count, self._num_words), np.uint32)
-        active = [matcher for matcher in matchers if matcher is not None and matcher.is_active]
-        if len(active) == count:
-            try:
-                fill_masks(active, self._bits[:count])
-                return {}
-            except GrammarError:
-                pass  # whose it is, one by one
+        if len(self._bits) < count + num_free:
+            self._bits = np.zeros((count + num_free, self._num_words), np.uint32)
+        self._bits[count : count + num_free] = ALL_ALLOWED
+        try:
+            fill_masks(matchers, self._bits[:count])
+        except GrammarError:
+            return self._fill_one_by_one(matchers)
+        return {}
+
+    def _fill_one_by_one(self, matchers: Sequence[Matcher]) -> dict[int, GrammarError]:
         errors: dict[int, GrammarError] = {}
         for index, matcher in enumerate(matchers):
-            row = self._bits[index : index + 1]
             try:
-                if matcher is not None and matcher.is_active:
-                    fill_masks([matcher], row)
-                else:
-                    row[:] = _ALL
+                fill_masks([matcher], self._bits[index : index + 1])
             except GrammarError as error:
                 errors[index] = error
         return errors

@@ -243,8 +243,9 @@ class Engine:
         masks, aborted = self._constraints.masks(plan, rows)
         if masks is not None:
             step = self._runner.sample(step, plan.inputs, masks)
-        left = [row for row in launched.deferred if row not in rows]
-        return _Launched(plan.without(left), step, launched.launched_s, []), aborted
+        if len(rows) < len(launched.deferred):
+            plan = plan.without(sorted({*launched.deferred}.difference(rows)))
+        return _Launched(plan, step, launched.launched_s, []), aborted
 
     def _settle(self, launched: _Launched) -> list[TokenOutput]:
         """Wait for a step and take in its tokens."""

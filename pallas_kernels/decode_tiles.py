@@ -28,7 +28,7 @@ class DecodePlan:
     sliding_window: int | None
     config: DecodeConfig
     warpgroup: Warpgroup
-    is_fp8: bool = False  # the pools hold e4m3, with scales
+    is_fp8: bool = False  # the pools hold e4m3, with scales or without
     waits_for_slot: bool = True
     waits_for_data: bool = True
 

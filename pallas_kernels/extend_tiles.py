@@ -37,7 +37,7 @@ class ExtendPlan:
     sliding_window: int | None
     config: ExtendConfig
     warpgroup: Warpgroup
-    is_fp8: bool = False  # the pools hold e4m3, with scales
+    is_fp8: bool = False  # the pools hold e4m3, with scales or without
     waits_for_data: bool = True
     frees_early: bool = False
 

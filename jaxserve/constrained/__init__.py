@@ -7,10 +7,12 @@ may take as packed bits.
 
 from jaxserve.constrained.compiler import CompiledGrammar, GrammarCompiler, GrammarStats
 from jaxserve.constrained.matcher import Matcher, fill_masks
-from jaxserve.constrained.vocabulary import Vocabulary
+from jaxserve.constrained.vocabulary import ALL_ALLOWED, BITS_PER_WORD, Vocabulary
 from jaxserve.errors import GrammarError
 
 __all__ = [
+    "ALL_ALLOWED",
+    "BITS_PER_WORD",
     "CompiledGrammar",
     "GrammarCompiler",
     "GrammarError",

@@ -5,10 +5,9 @@ from enum import Enum, auto
 
 import numpy as np
 
-from jaxserve.constrained.vocabulary import BITS_PER_WORD, Vocabulary
+from jaxserve.constrained.vocabulary import ALL_ALLOWED, BITS_PER_WORD, Vocabulary
 from jaxserve.request import Thought
 
-ALL_ALLOWED = 0xFFFFFFFF
 MAX_HEADER_BYTES = 256  # between the reasoning and the answer
 
 

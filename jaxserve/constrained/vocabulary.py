@@ -9,6 +9,7 @@ from typing import cast
 from llguidance import LLExecutor, LLTokenizer, TokenizerWrapper
 
 BITS_PER_WORD = 32
+ALL_ALLOWED = 2**BITS_PER_WORD - 1  # a word of a mask
 MAX_MASK_THREADS = 8
 # Tokens that a mask takes in all at once where a grammar allows every one of them: these halve the
 # time of a mask inside words, llguidance's own that of one inside a string of JSON.

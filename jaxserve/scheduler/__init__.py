@@ -17,10 +17,11 @@ Invariants:
 7. At most one sequence is half-prefilled, and it is first in line whatever the policy says; a
    retracted sequence goes in behind it.  A half-prefilled one holds pages while it waits: two of
    them, or one behind a retracted one, deadlock a small pool.
-8. A sequence that stands still (no token of it is in flight) may be continued from outside with
-   tokens that nobody sampled.  Until a step has computed them it is *behind*: the device has its
-   last sampled token, not its newest one, so its next steps are EXTEND.  That step stands for a
-   DECODE step: the other running rows whose newest token is known take part with that one.
+8. A sequence may be continued from outside with tokens that nobody sampled, if its step in flight,
+   of which there is one at most, samples nothing for it.  Until a step has computed them it is
+   *behind*: the device has its last sampled token, not its newest one, so its next steps are
+   EXTEND.  That step stands for a DECODE step: the other running rows take part with their newest
+   token, which may be in flight.
 9. Nothing is stuck: when no step is in flight and anything is alive, ``schedule`` has a plan.
 10. A prefix is shared inside its namespace only; eviction is common to all.
 """

@@ -153,13 +153,16 @@ class Scheduler:
             finish: how the sequence ends after them; ``None``: it goes on.
 
         Raises:
-            ValueError: the rid is not alive, or more than one step of it is in flight: these
-                tokens would have to come after theirs.
+            ValueError: the rid is not alive, its prompt is half computed, or more than one step
+                of it is in flight: these tokens would have to come after theirs.
         """
         seq = self._alive.get(rid)
         if seq is None or seq.num_inflight > 1 or seq.is_half_prefilled:
             state = "is not alive" if seq is None else "has steps in flight"
-            raise ValueError(f"rid {rid!r} {state}; append only to a sequence that stands still")
+            raise ValueError(
+                f"rid {rid!r} {state}; append only to a sequence that lives, whose prompt is not "
+                "half computed and whose tokens are known up to those of its newest step"
+            )
         seq.num_inflight = 0
         count, reason = continue_with(seq, token_ids)
         if finish is not None and count == len(token_ids):

@@ -108,3 +108,34 @@ def test_what_needs_no_mask_any_more_is_sampled_in_its_step(
     position = free.index(free[2])
     assert calls.count("sample") == position + 2  # one more was launched before its end was known
     assert calls.count("launch") == 30
+
+
+def test_the_masks_of_a_step_are_filled_at_once_though_some_rows_are_free(
+    tiny_checkpoint: Path,
+    compilation_cache_dir: str,
+    calls: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``fill_masks`` shares the rows of a call out to processors."""
+    counts: list[int] = []
+
+    def spy(matchers: list[FakeMatcher], out: np.ndarray) -> None:
+        counts.append(len(matchers))
+        fill_fake_masks(matchers, out)
+
+    monkeypatch.setattr(constraints, "fill_masks", spy)
+    low, high = frozenset(range(30, 90)), frozenset(range(100, 150))
+    with running_engine(tiny_checkpoint, compilation_cache_dir) as harness:
+        free = harness.run([PROMPT[1:]], params(ignore_eos=True))[0].tokens
+        outputs = harness.run(
+            [PROMPT, PROMPT[1:], PROMPT[2:]],
+            params(ignore_eos=True),
+            constraints=[
+                FakeMatcher([low] * 20),
+                FakeMatcher([low] * 20, starts_after=-1),  # thinks to the end
+                FakeMatcher([high] * 20),
+            ],
+        )
+    assert set(outputs[0].tokens) <= low and set(outputs[2].tokens) <= high
+    assert outputs[1].tokens == free
+    assert len(counts) == calls.count("sample") and max(counts) == 2
