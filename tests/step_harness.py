@@ -18,11 +18,14 @@ EXTEND = Bucket(Mode.EXTEND, 32, 2, 8)
 
 
 def make_runner(
-    checkpoint: Path, *, num_pages: int, dtype: str = "float32", tp_size: int = 1
+    checkpoint: Path, *, num_pages: int, dtype: str = "float32", tp_size: int = 1, **fields: object
 ) -> ModelRunner:
     source = resolve_source(str(checkpoint))
     model_config = ModelConfig.from_hf(source.hf_config)
-    config = EngineConfig(dtype=dtype, max_running_requests=4, context_length=128, tp_size=tp_size)
+    config = EngineConfig(
+        **{"dtype": dtype, "tp_size": tp_size, "max_running_requests": 4, "context_length": 128}
+        | fields
+    )
     config = resolve(config, model_config, DEVICE)
     return build_runner(
         config, model_config, source, DEVICE, num_pages=num_pages, buckets=(DECODE, EXTEND)

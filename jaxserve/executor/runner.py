@@ -72,6 +72,7 @@ class ModelRunner:
         attention_backend: str,
         num_compile_threads: int = 1,
         keeps_hidden: bool = False,
+        samples_late: bool = True,
     ) -> None:
         assert all(isinstance(leaf, jax.Array) for leaf in leaves), "a leaf is not on the device"
         self._model = model
@@ -90,8 +91,8 @@ class ModelRunner:
         outputs = [step.out_info[1] for step in self._steps.values()]  # StepOutput of structs
         self._writer = SlotWriter(state.slots, placement)
         self._late = LateSampler(
-            [output.logits for output in outputs],
-            [output.sampled for output in outputs],
+            [output.logits for output in outputs if samples_late],
+            [output.sampled for output in outputs if samples_late],
             state,
             placement,
             num_threads=num_compile_threads,
@@ -275,4 +276,5 @@ def build_runner(
         attention_backend=config.attention_backend,
         num_compile_threads=device.num_cores,
         keeps_hidden=config.enable_return_hidden_states,
+        samples_late=config.grammar_backend != "none",  # only a grammar defers a row
     )

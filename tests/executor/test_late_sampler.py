@@ -260,3 +260,10 @@ def test_masks_that_do_not_fit_are_refused(
     step = runner.launch(inputs, [0, 1])
     with pytest.raises(ValueError, match=message):
         runner.sample(step, inputs, TokenMasks(np.array(rows, np.int32), bits))
+
+
+def test_without_grammars_nothing_is_compiled_for_them(tiny_checkpoint: Path) -> None:
+    runner = make_runner(tiny_checkpoint, num_pages=64, grammar_backend="none")
+    assert not runner._late._programs
+    assert runner.launch(inputs_of(DECODE)).fetch().token_ids.shape == (DECODE.num_rows,)
+    runner.close()
