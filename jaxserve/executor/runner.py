@@ -59,28 +59,29 @@ class PendingStep:
 
 
 class ModelRunner:
-    """Owns the weights, the device state and one executable per bucket."""
+    """Owns the weights, the device state and one executable per bucket.
+
+    Args:
+        config: resolved, the attention backend settled too.
+    """
 
     def __init__(
         self,
+        config: EngineConfig,
         model: Model,
         leaves: Sequence[jax.Array],
         state: DeviceState,
         placement: Placement,
         *,
         buckets: tuple[Bucket, ...],
-        attention_backend: str,
         num_compile_threads: int = 1,
-        keeps_hidden: bool = False,
-        samples_late: bool = True,
     ) -> None:
         assert all(isinstance(leaf, jax.Array) for leaf in leaves), "a leaf is not on the device"
         self._model = model
         self._leaves = list(leaves)
         self._state = state
         self._placement = placement
-        self._attention_backend = attention_backend
-        self._keeps_hidden = keeps_hidden
+        self._config = config
         num_pages, _, page_size, _ = state.kv.k[0].shape
         self._bounds = PageBounds(num_pages, page_size)
         self.compile_counter = CompileCounter()
@@ -88,6 +89,7 @@ class ModelRunner:
         self._steps: Mapping[Bucket, Any] = compile_all(
             buckets, self.lower_step, num_threads=num_compile_threads, what="buckets"
         )
+        samples_late = config.grammar_backend != "none"  # only a grammar defers a row
         outputs = [step.out_info[1] for step in self._steps.values()]  # StepOutput of structs
         self._writer = SlotWriter(state.slots, placement)
         self._late = LateSampler(
@@ -175,11 +177,11 @@ class ModelRunner:
         traced = trace_step(
             self._model,
             bucket,
-            self._attention_backend,
+            self._config.attention_backend,
             self._placement,
             self._leaves,
             self._state,
-            keeps_hidden=self._keeps_hidden,
+            keeps_hidden=self._config.enable_return_hidden_states,
         )
         return traced.lower(lowering_platforms=platforms)
 
@@ -268,13 +270,11 @@ def build_runner(
         dtype = _act_dtype(config, device.platform)
         specs = replace(specs, embeds=cast(jax.Array, placement.struct(shape, dtype)))
     return ModelRunner(
+        config,
         model,
         [weights[path] for path in model.paths],
         make_state(specs),
         placement,
         buckets=buckets,
-        attention_backend=config.attention_backend,
         num_compile_threads=device.num_cores,
-        keeps_hidden=config.enable_return_hidden_states,
-        samples_late=config.grammar_backend != "none",  # only a grammar defers a row
     )
