@@ -18,7 +18,7 @@ async def truncated(state: ServerState, chat: ChatBody) -> ChatBody:
         InvalidRequestError: the messages cannot be rendered.
     """
     info = state.llm.info
-    limit = min(info.context_len - (chat.max_new_tokens or 1), info.max_req_input_len)
+    limit = info.max_req_input_len + 1 - (chat.max_new_tokens or 1)  # the KV pool limits it too
     if await _fits(state, chat, limit):
         return chat
     messages = chat.messages

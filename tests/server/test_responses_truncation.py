@@ -49,6 +49,12 @@ async def test_the_oldest_turns_are_left_out(
     assert len(llm.submitted[-1].prompt) == len(llm.messages)
 
 
+@pytest.mark.parametrize("llm", [FakeLLM(context_len=100, max_req_input_len=9)])
+async def test_the_pool_may_be_smaller_than_the_context(client: TestClient, llm: FakeLLM) -> None:
+    await ask(client, max_output_tokens=5)
+    assert llm.messages[1]["content"] == "three"
+
+
 async def test_what_fits_stays_and_so_does_the_last_turn(client: TestClient, llm: FakeLLM) -> None:
     await ask(client, input=[said("user", "one"), said("user", "two")], max_output_tokens=4)
     assert len(llm.messages) == 3
