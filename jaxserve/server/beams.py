@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from jaxserve.beam_search import Beam, BeamSearch
-from jaxserve.errors import InvalidRequestError
+from jaxserve.errors import ContextLengthError, InvalidRequestError
 from jaxserve.native_format import finish_reason_dict
 from jaxserve.native_request import Call, GenerateRequest, Shown
 from jaxserve.request import (
@@ -84,8 +84,7 @@ class BeamGeneration:
         assert not isinstance(prompt, InputEmbeds)  # refused by submit
         rid = call.options.rid or uuid.uuid4().hex
         prompt_ids = await llm.encode(prompt) if isinstance(prompt, str) else prompt
-        room = max(1, llm.info.max_req_input_len + 1 - len(prompt_ids))  # else a step refuses
-        limit = room if params.max_new_tokens is None else min(room, params.max_new_tokens)
+        limit = self._limit(call, len(prompt_ids))
         stops = (*params.stop_token_ids, *(() if params.ignore_eos else llm.info.eos_token_ids))
         search = BeamSearch(call.beam_width, limit, stops)
         steps: list[list[TextChunk]] = []
@@ -115,6 +114,24 @@ class BeamGeneration:
         if self.body.shown.prompt_token_ids:
             body["prompt_token_ids"] = list(prompt_ids)
         return body
+
+    def _limit(self, call: Call, prompt_len: int) -> int:
+        """Tokens of a beam at most; of a prompt too long 1, which a step refuses.
+
+        Raises:
+            ContextLengthError: so many were asked for that they do not fit.
+        """
+        llm, wanted = self.state.llm, call.params.max_new_tokens
+        context = llm.info.max_req_input_len + 1
+        room = context - prompt_len
+        if wanted is None or room < 1:
+            return max(1, room)
+        if wanted > room and not (call.clamps or llm.config.allow_auto_truncate):
+            raise ContextLengthError(
+                f"max_new_tokens={wanted} does not fit: the prompt has {prompt_len} tokens, and "
+                f"both together may have {context}. Lower it to {room}, or leave it away."
+            )
+        return min(room, wanted)
 
     async def _step(
         self, rid: str, call: Call, prompt_ids: Sequence[int], search: BeamSearch

@@ -118,6 +118,13 @@ REFUSED = [
         {},
         "beam_width must be in [1, 10], got 11: a step looks at twice as many",
     ),
+    ({"beam_width": 5000}, {}, "beam_width must be in [1, 10], got 5000: a step looks at twice as"),
+    (
+        {"max_new_tokens": 600},
+        {},
+        "max_new_tokens=600 does not fit: the prompt has 2 tokens, and both together may have 512. "
+        "Lower it to 510, or leave it away.",
+    ),
     ({"n": 3}, {}, "n (3) cannot exceed beam_width (2): it is how many are returned."),
     ({"max_new_tokens": 0}, {}, "Beam search needs at least 1 generated token; raise max_new_"),
     ({}, {"session_params": {"id": "s"}}, "Beam search is not supported for session requests. L"),
