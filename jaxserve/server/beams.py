@@ -18,6 +18,7 @@ from jaxserve.request import (
     InputEmbeds,
     SamplingParams,
     TextChunk,
+    Usage,
 )
 from jaxserve.server.json_body import JsonObject
 from jaxserve.server.sse import event
@@ -87,26 +88,30 @@ class BeamGeneration:
         limit = self._limit(call, len(prompt_ids))
         stops = (*params.stop_token_ids, *(() if params.ignore_eos else llm.info.eos_token_ids))
         search = BeamSearch(call.beam_width, limit, stops)
-        steps: list[list[TextChunk]] = []
+        chunks: list[TextChunk] = []
+        usage: Usage | None = None  # of the first step
+        num_retractions = 0
         while not search.is_over:
-            steps.append(await self._step(rid, call, prompt_ids, search))
-            if all(chunk.logprobs for chunk in steps[-1]):
-                search.advance([chunk.logprobs[0].top for chunk in steps[-1]])
+            chunks = await self._step(rid, call, prompt_ids, search)
+            num_retractions += sum(chunk.num_retractions for chunk in chunks)
+            usage = usage or chunks[0].usage
+            if all(chunk.logprobs for chunk in chunks):
+                search.advance([chunk.logprobs[0].top for chunk in chunks])
             else:
                 search.stop()  # a client has aborted it
+        assert usage is not None  # a search has one step at least
         beams = search.best(self._num_results)
-        usage = steps[0][0].usage
         meta: JsonObject = {
             "id": rid,
             "prompt_tokens": usage.prompt_tokens,
             "weight_version": llm.info.weight_version,
-            "num_retractions": sum(chunk.num_retractions for step in steps for chunk in step),
+            "num_retractions": num_retractions,
             "completion_tokens": sum(len(beam.token_ids) for beam in beams),
             "cached_tokens": usage.cached_tokens,
             "reasoning_tokens": 0,
             "e2e_latency": time.perf_counter() - start_s,
         }
-        aborts = [chunk.finish for chunk in steps[-1] if not chunk.logprobs]
+        aborts = [chunk.finish for chunk in chunks if not chunk.logprobs]
         abort = aborts[0] if aborts else None
         entries = [self._entry(beam, params, abort, {}) for beam in beams[1:]]
         entries.insert(0, self._entry(beams[0], params, abort, meta))

@@ -1,6 +1,7 @@
 """/generate with beam_width, over a fake LLM whose likeliest tokens are always 0, 1, 2 (EOS), …."""
 
 import asyncio
+import gc
 
 import pytest
 from aiohttp.test_utils import TestClient
@@ -8,7 +9,7 @@ from server.fake_llm import FakeLLM
 from server.native_calls import generate, stream
 
 from jaxserve.errors import OverloadedError
-from jaxserve.request import FinishReason
+from jaxserve.request import FinishReason, TextChunk
 
 BEAMS = {"beam_width": 2, "max_new_tokens": 3, "n": 2}
 REPEATED = " Paris Paris Paris"
@@ -77,6 +78,17 @@ async def test_the_context_ends_a_search(client: TestClient, llm: FakeLLM) -> No
     sampling = BEAMS | {"max_new_tokens": None}
     body = {"input_ids": [4] * 508, "sampling_params": sampling}
     assert len((await generate(client, body))["output_ids"]) == 4
+
+
+async def test_a_long_search_holds_one_step(client: TestClient, llm: FakeLLM) -> None:
+    held = []
+
+    async def count() -> None:
+        held.append(sum(isinstance(each, TextChunk) for each in gc.get_objects()))
+
+    llm.wait = count
+    await generate(client, {"input_ids": [4], "sampling_params": BEAMS | {"max_new_tokens": 20}})
+    assert len(held) >= 20 and max(held) - held[0] < 10
 
 
 async def test_errors_and_aborts(client: TestClient, llm: FakeLLM) -> None:
