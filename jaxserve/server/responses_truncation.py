@@ -42,6 +42,6 @@ def _from(chat: ChatBody, begin: int, start: int) -> ChatBody:
 
 async def _fits(state: ServerState, chat: ChatBody, limit: int) -> bool:
     try:
-        return len(await render_only(state, chat)) <= limit
+        return len(await render_only(state, chat, is_prompt=True)) <= limit
     except ContextLengthError:
         return False
