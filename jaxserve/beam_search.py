@@ -9,6 +9,7 @@ logprob per token.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
+from operator import itemgetter
 
 TopTokens = Sequence[tuple[int, float]]  # (token id, logprob), most likely first
 
@@ -59,17 +60,17 @@ class BeamSearch:
         Args:
             tops: the likeliest next tokens of each beam of the frontier, in its order.
         """
-        candidates = [
-            Beam((*beam.token_ids, token_id), beam.logprob + logprob)
+        candidates = [  # not yet beams: few of them become any
+            (beam.logprob + logprob, beam, token_id)
             for beam, top in zip(self.frontier, tops, strict=True)
             for token_id, logprob in top
         ]
         if len(self.frontier[0].token_ids) + 1 >= self._max_new_tokens:
-            self._ended += nlargest(self._width, candidates, key=_logprob)
+            self._ended += map(_extended, nlargest(self._width, candidates, key=itemgetter(0)))
             self.frontier = []
             return
         self.frontier = []
-        for beam in nlargest(self.num_candidates, candidates, key=_logprob):
+        for beam in map(_extended, nlargest(self.num_candidates, candidates, key=itemgetter(0))):
             token_id = beam.token_ids[-1]
             if token_id in self._stop_token_ids:
                 self._ended.append(Beam(beam.token_ids, beam.logprob, token_id))
@@ -100,6 +101,11 @@ class BeamSearch:
             return False
         best_score = max(map(_logprob, self.frontier)) / self._max_new_tokens
         return results[-1].score >= best_score
+
+
+def _extended(candidate: tuple[float, Beam, int]) -> Beam:
+    logprob, beam, token_id = candidate
+    return Beam((*beam.token_ids, token_id), logprob)
 
 
 def _logprob(beam: Beam) -> float:

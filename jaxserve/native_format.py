@@ -107,7 +107,6 @@ class HiddenLists:
         self._prompt: list[list[float]] = []
         self._output: list[list[float]] = []
         self._count = 0
-        self.last: list[float] | None = None  # the newest position's
 
     def add(self, arrays: Sequence[np.ndarray]) -> None:
         """Append those of f32[n, D] each."""
@@ -117,7 +116,6 @@ class HiddenLists:
             self._prompt += rows[:of_prompt]
             self._output += rows[of_prompt:]
             self._count += len(rows)
-            self.last = rows[-1]
 
     def all(self) -> list[object]:
         """First the prompt's as one list, then each other position's."""
@@ -191,6 +189,7 @@ class GenerateState:
         self._output = LogprobLists(answer_format.decode_token)
         self._num_logprobs = 0
         self._hidden = HiddenLists(len(prompt_ids))
+        self._last_hidden: list[float] | None = None
         self._reasoning = ReasoningCount(answer_format.reasoning)
         self._times = Times(arrival_s)
         self._usage = Usage(len(prompt_ids), 0, 0)
@@ -224,8 +223,10 @@ class GenerateState:
             self._input.add(chunk.prompt_logprobs)
             self._output.add(chunk.logprobs)
             self._num_logprobs += len(chunk.logprobs)
-        if self._format.hidden_states is not None:
+        if self._format.hidden_states == "all":
             self._hidden.add(chunk.hidden_states)
+        elif chunk.hidden_states:
+            self._last_hidden = chunk.hidden_states[-1][-1].tolist()
         self._times.add(chunk)
         self._finish = chunk.finish
 
@@ -245,8 +246,8 @@ class GenerateState:
             meta |= self._logprob_lists(self._format.num_logprobs)
         if self._format.hidden_states == "all":
             meta["hidden_states"] = self._hidden.all()
-        elif self._hidden.last is not None:
-            meta["hidden_states"] = self._hidden.last
+        elif self._last_hidden is not None:
+            meta["hidden_states"] = self._last_hidden
         if self._finish is not None:
             meta["e2e_latency"] = self._times.e2e_s
             if self._format.has_times:

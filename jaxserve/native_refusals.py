@@ -19,6 +19,9 @@ UNSUPPORTED: Mapping[str, str] = {
             "return_bytes",
             "return_sampling_mask",
             "sampling_logprobs_mode",
+            "return_flat_raw_top_logprobs",
+            "return_flat_raw_output_top_logprobs",
+            "return_flat_raw_top_logprobs_b64",
         ),
         _OUTPUT,
     ),
@@ -34,7 +37,8 @@ UNSUPPORTED: Mapping[str, str] = {
         _DISAGGREGATION,
     ),
     **dict.fromkeys(("data_parallel_rank", "routed_dp_rank"), "there is one replica, of rank 0"),
-    "lora_path": "there are no LoRA adapters",
+    **dict.fromkeys(("lora_path", "lora_id"), "there are no LoRA adapters"),
+    "positional_embed_overrides": "input_embeds replace the embeddings of a whole prompt only",
     "watermark": "texts are not watermarked",
 }
 # Field → the whole message, for those whose first sentence clients know.

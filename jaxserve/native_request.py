@@ -129,7 +129,7 @@ class GenerateRequest:
             for fields in self.sampling
         ]
         _, n = sampling_params_from_dict(sampling[0])
-        check_num_sequences(len(self.prompts), max(n, width))
+        check_num_sequences(len(self.prompts), max(n, min(width, MAX_N)))  # width has its own limit
         pairs = [sampling_params_from_dict(fields) for fields in sampling]
         if any(other != n for _, other in pairs):
             raise InvalidRequestError(

@@ -41,15 +41,17 @@ class Turn(Protocol):
 class _Node:
     """One request: ``num_kept`` tokens of what ``parent`` came to, then ``own_ids``.
 
-    So a long conversation costs its length, not the sum of its prompts.
+    So a long conversation costs its length, not the sum of its prompts.  ``children`` are the
+    requests that continue it, whether their rids mean a newer request by now or not.
     """
 
+    rid: str
     parent: "_Node | None"
     num_kept: int
     own_ids: tuple[int, ...]
     turn: Turn | None  # while it runs
     ended_ids: tuple[int, ...] = ()  # the output, once it has ended
-    children: list[str] = field(default_factory=list)
+    children: list["_Node"] = field(default_factory=list)
 
     @property
     def output_ids(self) -> tuple[int, ...]:
@@ -102,7 +104,7 @@ class Continuation:
     @property
     def prompt_ids(self) -> tuple[int, ...]:
         """The whole prompt."""
-        return tuple(_Node(self.parent, self.num_kept, self.own_ids, None).prompt_ids())
+        return tuple(_Node("", self.parent, self.num_kept, self.own_ids, None).prompt_ids())
 
 
 class SessionStore:
@@ -227,11 +229,12 @@ class SessionStore:
         if params.replace:
             self._replace(session, continuation.parent, params.rid)
         for turn in turns:
-            node = _Node(continuation.parent, continuation.num_kept, continuation.own_ids, turn)
+            parent, own_ids = continuation.parent, continuation.own_ids
+            node = _Node(turn.rid, parent, continuation.num_kept, own_ids, turn)
+            if params.rid is not None and parent is not None:
+                parent.children.append(node)
             self._make_room(session, turn.rid)
             session.nodes[turn.rid] = node
-            if params.rid is not None:
-                session.nodes[params.rid].children.append(turn.rid)
             self._running[turn.rid] = (params.id, node)
             self._num_tokens += node.num_tokens
         session.used_s = self._clock()
@@ -260,6 +263,8 @@ class SessionStore:
             session.nodes[f"{rid} {len(session.nodes)}"] = older
         else:
             self._num_tokens -= older.num_tokens
+            if older.parent is not None and not older.children:  # nothing consists of it
+                older.parent.children.remove(older)
 
     def _keep_or_forget(self, session: _Session, node: _Node, turn: Turn) -> None:
         """Go on from a request that has ended, or from the one before it if it was aborted."""
@@ -296,18 +301,20 @@ class SessionStore:
 
     def _replace(self, session: _Session, parent: _Node | None, rid: str | None) -> None:
         if rid is None or parent is None:
-            gone = list(session.nodes)
+            gone = list(session.nodes.values())
         else:
             gone = []
             unseen = parent.children.copy()
             while unseen:
-                gone.append(unseen.pop())
-                unseen += session.nodes[gone[-1]].children
+                node = unseen.pop()
+                unseen += node.children
+                if session.nodes.get(node.rid) is node:
+                    gone.append(node)
             parent.children.clear()
             if parent.turn is not None:
                 parent.turn.close()
-        running = [session.nodes[each].turn for each in gone]
-        self._forget(session, gone)
+        running = [node.turn for node in gone]
+        self._forget(session, [node.rid for node in gone])
         for turn in running:
             if turn is not None:
                 turn.close()

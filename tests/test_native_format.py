@@ -1,4 +1,5 @@
 import time
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -181,3 +182,18 @@ def test_hidden_states_are_cut_where_the_prompt_ends() -> None:
         state.add(hidden(3, 4, 5))
     assert meta_of(every)["hidden_states"] == [[[0.0], [1.0], [2.0], [3.0]], [4.0], [5.0]]
     assert meta_of(last)["hidden_states"] == [5.0]
+
+
+def test_the_last_hidden_state_alone_is_kept() -> None:
+    """An answer of any length holds one of them, in a stream too."""
+    state = state_of(hidden_states="last")
+    tracemalloc.start()
+    try:
+        for i in range(1000):
+            states = (np.full((1, 64), i, dtype=np.float32),)
+            state.add(chunk("", done=i)._replace(hidden_states=states))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert meta_of(state)["hidden_states"] == [999.0] * 64
+    assert held < 500_000  # all of them are 2.5 MB

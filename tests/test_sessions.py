@@ -229,6 +229,33 @@ def test_a_rid_that_is_used_again_means_the_newer_request(talk: Conversation) ->
 # --- streaming sessions ---
 
 
+def test_a_rid_of_the_same_conversation_may_be_used_again(talk: Conversation) -> None:
+    """Each of these left the tree of requests with a loop, or with a request that is not there."""
+    assert talk.say("b", [10], [11], "b") == [BOS, 5, 6, 7, 8, 9, 10]
+    assert talk.say("b", [12], [13], "b") == [BOS, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert talk.say("c", [20], [21], "a") == [BOS, 5, 6, 7, 20]
+    assert talk.say("c", [22], [23], "a") == [BOS, 5, 6, 7, 22]
+    assert talk.say("c", [24], [25], "b")[-2:] == [13, 24]
+    talk.say("d", [30], [], "a", replace=True)
+    for gone in ("b", "c"):
+        with pytest.raises(InvalidRequestError, match="has no request"):
+            talk.start("e", [1], gone)
+    assert talk.say("d", [31], [], "d", replace=True) == [BOS, 5, 6, 7, 30, 31]
+    talk.say("f", [40], [], "d", replace=True)
+    talk.store.close(talk.id)
+    assert talk.store.num_tokens == 0
+
+
+def test_a_request_elsewhere_under_a_used_rid_is_not_replaced(talk: Conversation) -> None:
+    talk.say("x", [40], [41])
+    talk.say("b", [42], [43], "x")  # the b that continued a is gone
+    talk.say("c", [20], [21], "a", replace=True)
+    assert talk.say("d", [44], [], "b") == [40, 41, 42, 43, 44]
+    talk.say("e", [45], [], "x", replace=True)
+    talk.store.close(talk.id)
+    assert talk.store.num_tokens == 0
+
+
 @pytest.fixture
 def line() -> Conversation:
     """a: prompt 1 5, output 6 7.  b goes on from it: 8, output 9."""

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from jaxserve.beam_search import Beam, BeamSearch
-from jaxserve.errors import InvalidRequestError
+from jaxserve.errors import ContextLengthError, InvalidRequestError
 from jaxserve.native_format import finish_reason_dict
 from jaxserve.native_request import Call, GenerateRequest, Shown
 from jaxserve.request import (
@@ -18,6 +18,7 @@ from jaxserve.request import (
     InputEmbeds,
     SamplingParams,
     TextChunk,
+    Usage,
 )
 from jaxserve.server.json_body import JsonObject
 from jaxserve.server.sse import event
@@ -84,30 +85,33 @@ class BeamGeneration:
         assert not isinstance(prompt, InputEmbeds)  # refused by submit
         rid = call.options.rid or uuid.uuid4().hex
         prompt_ids = await llm.encode(prompt) if isinstance(prompt, str) else prompt
-        room = max(1, llm.info.max_req_input_len + 1 - len(prompt_ids))  # else a step refuses
-        limit = room if params.max_new_tokens is None else min(room, params.max_new_tokens)
+        limit = self._limit(call, len(prompt_ids))
         stops = (*params.stop_token_ids, *(() if params.ignore_eos else llm.info.eos_token_ids))
         search = BeamSearch(call.beam_width, limit, stops)
-        steps: list[list[TextChunk]] = []
+        chunks: list[TextChunk] = []
+        usage: Usage | None = None  # of the first step
+        num_retractions = 0
         while not search.is_over:
-            steps.append(await self._step(rid, call, prompt_ids, search))
-            if all(chunk.logprobs for chunk in steps[-1]):
-                search.advance([chunk.logprobs[0].top for chunk in steps[-1]])
+            chunks = await self._step(rid, call, prompt_ids, search)
+            num_retractions += sum(chunk.num_retractions for chunk in chunks)
+            usage = usage or chunks[0].usage
+            if all(chunk.logprobs for chunk in chunks):
+                search.advance([chunk.logprobs[0].top for chunk in chunks])
             else:
                 search.stop()  # a client has aborted it
+        assert usage is not None  # a search has one step at least
         beams = search.best(self._num_results)
-        usage = steps[0][0].usage
         meta: JsonObject = {
             "id": rid,
             "prompt_tokens": usage.prompt_tokens,
             "weight_version": llm.info.weight_version,
-            "num_retractions": sum(chunk.num_retractions for step in steps for chunk in step),
+            "num_retractions": num_retractions,
             "completion_tokens": sum(len(beam.token_ids) for beam in beams),
             "cached_tokens": usage.cached_tokens,
             "reasoning_tokens": 0,
             "e2e_latency": time.perf_counter() - start_s,
         }
-        aborts = [chunk.finish for chunk in steps[-1] if not chunk.logprobs]
+        aborts = [chunk.finish for chunk in chunks if not chunk.logprobs]
         abort = aborts[0] if aborts else None
         entries = [self._entry(beam, params, abort, {}) for beam in beams[1:]]
         entries.insert(0, self._entry(beams[0], params, abort, meta))
@@ -115,6 +119,24 @@ class BeamGeneration:
         if self.body.shown.prompt_token_ids:
             body["prompt_token_ids"] = list(prompt_ids)
         return body
+
+    def _limit(self, call: Call, prompt_len: int) -> int:
+        """Tokens of a beam at most; of a prompt too long 1, which a step refuses.
+
+        Raises:
+            ContextLengthError: so many were asked for that they do not fit.
+        """
+        llm, wanted = self.state.llm, call.params.max_new_tokens
+        context = llm.info.max_req_input_len + 1
+        room = context - prompt_len
+        if wanted is None or room < 1:
+            return max(1, room)
+        if wanted > room and not (call.clamps or llm.config.allow_auto_truncate):
+            raise ContextLengthError(
+                f"max_new_tokens={wanted} does not fit: the prompt has {prompt_len} tokens, and "
+                f"both together may have {context}. Lower it to {room}, or leave it away."
+            )
+        return min(room, wanted)
 
     async def _step(
         self, rid: str, call: Call, prompt_ids: Sequence[int], search: BeamSearch

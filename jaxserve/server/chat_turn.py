@@ -142,13 +142,19 @@ async def open_turn(
     )  # fmt: skip
 
 
-async def render_only(state: ServerState, body: ChatBody) -> tuple[int, ...]:
-    """The prompt that ``body`` would be answered with, also if it is too long for that.
+async def render_only(
+    state: ServerState, body: ChatBody, *, is_prompt: bool = False
+) -> tuple[int, ...]:
+    """The prompt that ``body`` would be answered with.
+
+    Args:
+        is_prompt: what is too long for that need not be read; else it is.
 
     Raises:
         InvalidRequestError: the messages cannot be rendered.
+        ContextLengthError: they are so long that they need not be read.
     """
-    return (await _render(state, body, is_prompt=False)).ids
+    return (await _render(state, body, is_prompt=is_prompt)).ids
 
 
 async def _render(state: ServerState, body: ChatBody, *, is_prompt: bool = True) -> _Prompt:

@@ -6,9 +6,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jaxserve.errors import InvalidRequestError, UnsupportedFeatureError
 from jaxserve.server.json_body import JsonObject
-from jaxserve.server.openai_types import COMMON_UNSUPPORTED, CommonBody, Items
+from jaxserve.server.openai_types import COMMON_UNSUPPORTED, NOT_CARRIED, CommonBody, Items
 from jaxserve.server.thoughts import NEEDS_STRICT_THINKING
 
+_USE_TOKEN_IDS = "send `return_token_ids`, which adds them to every choice"
 _USE_TOOLS = "it is OpenAI's older form of tools; send `tools` and `tool_choice`"
 CHAT_UNSUPPORTED = {
     name: why for name, why in COMMON_UNSUPPORTED.items() if name != "custom_params"
@@ -17,6 +18,11 @@ CHAT_UNSUPPORTED = {
     "function_call": _USE_TOOLS,
     "audio": "the model takes and writes text only",
     "web_search_options": "nothing is searched",
+    "return_sampling_mask": NOT_CARRIED,
+    "sampling_logprobs_mode": NOT_CARRIED,
+    "return_flat_raw_output_top_logprobs": NOT_CARRIED,
+    "return_input_ids_in_sglext": _USE_TOKEN_IDS,
+    "return_output_ids_in_sglext": _USE_TOKEN_IDS,
 }
 NO_EFFORT = "none"
 THINKING_BUDGET = "thinking_budget"

@@ -13,7 +13,13 @@ from jaxserve.native_fields import SamplingFieldError
 from jaxserve.native_format import AnswerFormat, GenerateState, ReasoningSpan
 from jaxserve.native_request import Call, GenerateRequest, Shown, parse_generate
 from jaxserve.parsers import reasoning_format
-from jaxserve.request import HEALTH_CHECK_RID, InputEmbeds, SamplingParams, Thought
+from jaxserve.request import (
+    HEALTH_CHECK_RID,
+    InputEmbeds,
+    SamplingParams,
+    Thought,
+    check_in_vocabulary,
+)
 from jaxserve.sampling_dict import FIELDS
 from jaxserve.server.beams import BeamGeneration
 from jaxserve.server.http_errors import (
@@ -209,7 +215,11 @@ async def _thought(state: ServerState, call: Call, shown: Shown) -> Thought | No
             "does not know where reasoning ends. Leave it away or send false."
         )
     assert not isinstance(call.prompt, InputEmbeds)  # refused with the body
-    tail = call.prompt[-TAIL:] if isinstance(call.prompt, str) else llm.decode(call.prompt[-TAIL:])
+    if isinstance(call.prompt, str):
+        tail = call.prompt[-TAIL:]
+    else:  # checked here already: what is no token cannot be decoded
+        check_in_vocabulary(call.prompt, llm.info.vocab_size)
+        tail = llm.decode(call.prompt[-TAIL:])
     is_inside = reasoning_format(name).starts_inside(tail)
     return await thought_of(llm, name, is_inside=is_inside, is_strict=is_strict, budget=budget)
 

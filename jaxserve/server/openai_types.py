@@ -23,7 +23,7 @@ Items = Annotated[list[T], Field(fail_fast=True)]
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_MODEL_CHARS = 4096  # every chunk of every choice has a copy
 
-_LATER = "the answer cannot carry it yet"
+NOT_CARRIED = "the answer cannot carry it yet"
 _PROCESSOR = "there are no custom logit processors"
 _DISAGGREGATION = "prefill and decode are not disaggregated"
 _ONE_ENGINE = "there is one engine, of rank 0"
@@ -32,7 +32,7 @@ COMMON_UNSUPPORTED = {
     "custom_logit_processor": _PROCESSOR,
     "custom_params": _PROCESSOR,
     "watermark": "texts are not watermarked",
-    "return_routed_experts": _LATER,
+    "return_routed_experts": NOT_CARRIED,
     "bootstrap_host": _DISAGGREGATION,
     "bootstrap_port": _DISAGGREGATION,
     "bootstrap_room": _DISAGGREGATION,

@@ -18,7 +18,7 @@ async def truncated(state: ServerState, chat: ChatBody) -> ChatBody:
         InvalidRequestError: the messages cannot be rendered.
     """
     info = state.llm.info
-    limit = min(info.context_len - (chat.max_new_tokens or 1), info.max_req_input_len)
+    limit = info.max_req_input_len + 1 - (chat.max_new_tokens or 1)  # the KV pool limits it too
     if await _fits(state, chat, limit):
         return chat
     messages = chat.messages
@@ -42,6 +42,6 @@ def _from(chat: ChatBody, begin: int, start: int) -> ChatBody:
 
 async def _fits(state: ServerState, chat: ChatBody, limit: int) -> bool:
     try:
-        return len(await render_only(state, chat)) <= limit
+        return len(await render_only(state, chat, is_prompt=True)) <= limit
     except ContextLengthError:
         return False

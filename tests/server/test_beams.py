@@ -1,6 +1,7 @@
 """/generate with beam_width, over a fake LLM whose likeliest tokens are always 0, 1, 2 (EOS), …."""
 
 import asyncio
+import gc
 
 import pytest
 from aiohttp.test_utils import TestClient
@@ -8,7 +9,7 @@ from server.fake_llm import FakeLLM
 from server.native_calls import generate, stream
 
 from jaxserve.errors import OverloadedError
-from jaxserve.request import FinishReason
+from jaxserve.request import FinishReason, TextChunk
 
 BEAMS = {"beam_width": 2, "max_new_tokens": 3, "n": 2}
 REPEATED = " Paris Paris Paris"
@@ -79,6 +80,17 @@ async def test_the_context_ends_a_search(client: TestClient, llm: FakeLLM) -> No
     assert len((await generate(client, body))["output_ids"]) == 4
 
 
+async def test_a_long_search_holds_one_step(client: TestClient, llm: FakeLLM) -> None:
+    held = []
+
+    async def count() -> None:
+        held.append(sum(isinstance(each, TextChunk) for each in gc.get_objects()))
+
+    llm.wait = count
+    await generate(client, {"input_ids": [4], "sampling_params": BEAMS | {"max_new_tokens": 20}})
+    assert len(held) >= 20 and max(held) - held[0] < 10
+
+
 async def test_errors_and_aborts(client: TestClient, llm: FakeLLM) -> None:
     llm.refuse = OverloadedError("The request queue is full.")
     assert (await generate(client, {"text": "a", "sampling_params": BEAMS}, 503))["message"]
@@ -117,6 +129,13 @@ REFUSED = [
         {"beam_width": 11},
         {},
         "beam_width must be in [1, 10], got 11: a step looks at twice as many",
+    ),
+    ({"beam_width": 5000}, {}, "beam_width must be in [1, 10], got 5000: a step looks at twice as"),
+    (
+        {"max_new_tokens": 600},
+        {},
+        "max_new_tokens=600 does not fit: the prompt has 2 tokens, and both together may have 512. "
+        "Lower it to 510, or leave it away.",
     ),
     ({"n": 3}, {}, "n (3) cannot exceed beam_width (2): it is how many are returned."),
     ({"max_new_tokens": 0}, {}, "Beam search needs at least 1 generated token; raise max_new_"),

@@ -174,6 +174,15 @@ async def test_a_grammar_may_begin_after_the_reasoning(client: TestClient) -> No
         assert answer["meta_info"]["reasoning_tokens"] == count
 
 
+@pytest.mark.parametrize("token_id", [-1, 2**40])
+async def test_reasoning_after_what_is_no_token(client: TestClient, token_id: int) -> None:
+    """A tokenizer cannot decode it, to see how the reasoning begins."""
+    client.app[STATE].ready(FakeLLM(reasoning_parser="qwen3"))
+    answer = await generate(client, {"input_ids": [4, token_id], "require_reasoning": True}, 400)
+    message = f"input_ids contains out-of-vocabulary token id {token_id}; valid range is [0, "
+    assert answer["error"]["message"].startswith(message)
+
+
 @pytest.mark.parametrize(
     "config", [ServerConfig(preferred_sampling_params={"top_k": 7, "max_new_tokens": 3})]
 )

@@ -100,6 +100,11 @@ REFUSED = [
         "Only one of json_schema, regex, ebnf, or structural_tag can be set.",
     ),
     (
+        {"text": "a", "return_logprob": True, "return_flat_raw_top_logprobs": True},
+        "`return_flat_raw_top_logprobs` is not supported: the answer cannot carry it yet. Leave it "
+        "away or send null.",
+    ),
+    (
         {"text": "a", "lora_path": "x"},
         "`lora_path` is not supported: there are no LoRA adapters. Leave it away or send null.",
     ),

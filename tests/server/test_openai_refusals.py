@@ -126,6 +126,22 @@ async def test_unsupported_fields_are_named(client: TestClient, name: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("return_sampling_mask", "the answer cannot carry it yet"),
+        ("sampling_logprobs_mode", "the answer cannot carry it yet"),
+        ("return_flat_raw_output_top_logprobs", "the answer cannot carry it yet"),
+        ("return_input_ids_in_sglext", "send `return_token_ids`, which adds them to every choice"),
+        ("return_output_ids_in_sglext", "send `return_token_ids`, which adds them to every choice"),
+    ],
+)
+async def test_what_chat_answers_cannot_hold(client: TestClient, name: str, why: str) -> None:
+    answer = await post_v1(client, "chat/completions", CHAT | {name: True}, 400)
+    assert answer["message"].startswith(f"`{name}` is not supported: {why}. Leave it away")
+    await post_v1(client, "chat/completions", CHAT | {name: None})
+
+
+@pytest.mark.parametrize(
     ("body", "words"),
     [
         (CHAT | {"messages": "hello"}, ("list_type", "('body', 'messages')")),

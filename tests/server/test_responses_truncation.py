@@ -49,6 +49,12 @@ async def test_the_oldest_turns_are_left_out(
     assert len(llm.submitted[-1].prompt) == len(llm.messages)
 
 
+@pytest.mark.parametrize("llm", [FakeLLM(context_len=100, max_req_input_len=9)])
+async def test_the_pool_may_be_smaller_than_the_context(client: TestClient, llm: FakeLLM) -> None:
+    await ask(client, max_output_tokens=5)
+    assert llm.messages[1]["content"] == "three"
+
+
 async def test_what_fits_stays_and_so_does_the_last_turn(client: TestClient, llm: FakeLLM) -> None:
     await ask(client, input=[said("user", "one"), said("user", "two")], max_output_tokens=4)
     assert len(llm.messages) == 3
@@ -67,7 +73,7 @@ async def test_a_text_too_long_to_read_does_not_fit(client: TestClient, llm: Fak
     render = llm.render_chat
 
     async def render_chat(messages: list[dict], **fields: object) -> tuple[int, ...]:
-        if len(messages) > 2:
+        if len(messages) > 2 and fields["is_prompt"]:  # else all of it is read, again and again
             raise ContextLengthError("The input (at least 9 tokens) is longer than …")
         return await render(messages, **fields)
 
