@@ -83,6 +83,7 @@ class Shown:
     max_thinking_tokens: int | None = None  # of the reasoning, before its end is forced
     stream: bool = False
     priority: int = 0
+    no_logs: bool = False  # nothing of it is written to the request log
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +210,7 @@ def shown(body: Fields) -> Shown:
         max_thinking_tokens=scalar(body, "max_thinking_tokens", None, unsigned),
         stream=scalar(body, "stream", False, boolean),
         priority=scalar(body, "priority", 0, integer),
+        no_logs=scalar(body, "no_logs", False, boolean),
     )
 
 

@@ -62,11 +62,12 @@ class Generation:
             JaxserveError: what ``LLM.submit`` refuses.
         """
         self._calls, self._n = self.body.calls()
+        llm = self.state.unlogged if self.body.shown.no_logs else self.state.llm
         for call in self._calls:
             thought = await _thought(self.state, call, self.body.shown)
             self._reasoning.append(_span(self.state.llm, thought))
             await self.opened.add(
-                self.state.llm.submit(
+                llm.submit(
                     call.prompt,
                     call.params if thought is None else replace(call.params, thought=thought),
                     rid=call.options.rid,

@@ -151,6 +151,9 @@ class GenerateBody(BaseModel):
         default=None, description="Prefixes are shared only among requests with the same."
     )
     cache_salt: str | list[str] | None = Field(default=None, description="Likewise.")
+    no_logs: bool | None = Field(
+        default=False, description="Nothing of this request is written by --log-requests."
+    )
     require_reasoning: bool | None = Field(
         default=False,
         description="The output begins with reasoning: a grammar begins after it, and it is "

@@ -78,12 +78,12 @@ class ServerState:
         Raises:
             NotServingError: the model is still loading.
         """
-        if self.service is None:
-            raise NotServingError(
-                "The server is starting and its model is not loaded yet; try again when "
-                "GET /health answers 200."
-            )
-        return self.service
+        return _loaded(self.service)
+
+    @property
+    def unlogged(self) -> TextService:
+        """The LLM, for a request that is to leave no trace in the request log."""
+        return _loaded(self._unlogged)
 
     def check_accepts(self) -> None:
         """Refuse work that is not taken now.
@@ -124,3 +124,12 @@ class OpenStreams:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+
+def _loaded(service: TextService | None) -> TextService:
+    if service is None:
+        raise NotServingError(
+            "The server is starting and its model is not loaded yet; try again when "
+            "GET /health answers 200."
+        )
+    return service

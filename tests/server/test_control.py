@@ -64,6 +64,18 @@ async def test_levels_of_the_request_log(
     assert "hidden-key" not in caplog.text
 
 
+async def test_a_request_that_is_not_to_be_logged(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    await client.post("/configure_logging", json={"log_requests": True, "log_requests_level": 3})
+    with caplog.at_level("INFO", "jaxserve.requests"):
+        body = {"text": "a secret", "rid": "quiet"}
+        assert (await client.post("/generate", json={**body, "no_logs": True})).status == 200
+        assert not caplog.records
+        assert (await client.post("/generate", json=body)).status == 200
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["Receive", "Finish"]
+
+
 async def test_the_request_log_as_json_and_off_again(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
