@@ -102,7 +102,8 @@ class Sequence:
     @property
     def can_decode(self) -> bool:
         """Another token may be sampled; every token that is in flight counts as output."""
-        return self.num_output + self.num_inflight < self.max_new_tokens
+        num_output = len(self.tokens) - len(self.request.prompt_ids)  # asked of each row, each step
+        return num_output + self.num_inflight < self.max_new_tokens
 
     @property
     def wants_sample(self) -> bool:
