@@ -84,7 +84,7 @@ async def test_a_long_search_holds_one_step(client: TestClient, llm: FakeLLM) ->
     held = []
 
     async def count() -> None:
-        held.append(sum(isinstance(each, TextChunk) for each in gc.get_objects()))
+        held.append(sum(type(each) is TextChunk for each in gc.get_objects()))
 
     llm.wait = count
     await generate(client, {"input_ids": [4], "sampling_params": BEAMS | {"max_new_tokens": 20}})
