@@ -143,10 +143,11 @@ class BeamGeneration:
     ) -> list[TextChunk]:
         """The next token's likeliest ones, for each beam of the frontier."""
         params = SamplingParams(max_new_tokens=1, num_logprobs=search.num_candidates, seed=0)
+        llm = self.state.llm_for(no_logs=self.body.shown.no_logs)
         with OpenStreams() as opened:
             for i, beam in enumerate(search.frontier):
                 await opened.add(
-                    self.state.llm.submit(
+                    llm.submit(
                         (*prompt_ids, *beam.token_ids),
                         params,
                         rid=f"{rid}_beam{i}",

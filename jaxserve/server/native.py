@@ -62,7 +62,7 @@ class Generation:
             JaxserveError: what ``LLM.submit`` refuses.
         """
         self._calls, self._n = self.body.calls()
-        llm = self.state.unlogged if self.body.shown.no_logs else self.state.llm
+        llm = self.state.llm_for(no_logs=self.body.shown.no_logs)
         for call in self._calls:
             thought = await _thought(self.state, call, self.body.shown)
             self._reasoning.append(_span(self.state.llm, thought))

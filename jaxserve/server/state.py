@@ -80,10 +80,9 @@ class ServerState:
         """
         return _loaded(self.service)
 
-    @property
-    def unlogged(self) -> TextService:
-        """The LLM, for a request that is to leave no trace in the request log."""
-        return _loaded(self._unlogged)
+    def llm_for(self, *, no_logs: bool) -> TextService:
+        """The LLM for a request that may want to leave no trace in the request log."""
+        return _loaded(self._unlogged) if no_logs else self.llm
 
     def check_accepts(self) -> None:
         """Refuse work that is not taken now.

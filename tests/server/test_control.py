@@ -64,12 +64,14 @@ async def test_levels_of_the_request_log(
     assert "hidden-key" not in caplog.text
 
 
+@pytest.mark.parametrize("beam_width", [1, 2])
 async def test_a_request_that_is_not_to_be_logged(
-    client: TestClient, caplog: pytest.LogCaptureFixture
+    client: TestClient, caplog: pytest.LogCaptureFixture, beam_width: int
 ) -> None:
     await client.post("/configure_logging", json={"log_requests": True, "log_requests_level": 3})
     with caplog.at_level("INFO", "jaxserve.requests"):
-        body = {"text": "a secret", "rid": "quiet"}
+        sampling = {"max_new_tokens": 1, "beam_width": beam_width}
+        body = {"text": "a secret", "rid": "quiet", "sampling_params": sampling}
         assert (await client.post("/generate", json={**body, "no_logs": True})).status == 200
         assert not caplog.records
         assert (await client.post("/generate", json=body)).status == 200
